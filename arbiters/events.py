@@ -1,0 +1,456 @@
+"""Everything that happens in SOMA, in the order of a message's and then of a model's life.
+
+An event is a frozen value in the past tense. On the bus it travels in an `Envelope`, which says
+what it is, when and for whom it happened, who said it and which event caused it.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from arbiters.errors import InvalidError
+
+Role = Literal["system", "user", "assistant"]
+Trust = Literal["owner", "imported", "self", "external"]
+"""Whose words: the user's own, a file the user imported, SOMA's, or somebody else's."""
+
+
+class Event(BaseModel):
+    """Base of all events: frozen, strict about unknown fields, versioned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: ClassVar[int] = 1
+
+    @property
+    def type(self) -> str:
+        """The event's name on the bus."""
+        return type(self).__name__
+
+
+class Value(BaseModel):
+    """Base of the values that events carry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- the life of a message -----------------------------------------------------------------
+
+
+class ChatMessage(Value):
+    """One turn of a conversation as a model sees it."""
+
+    role: Role
+    content: str
+
+
+class Timings(Value):
+    """How long a reply took, in seconds, and how much it was, in tokens."""
+
+    first_token: float
+    total: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class MessageReceived(Event):
+    """A person wrote. `context` is what a stateless client sent along before the message."""
+
+    conversation: str
+    message: str
+    content: str
+    trust: Trust = "owner"
+    context: tuple[ChatMessage, ...] = ()
+
+
+class ReplyGiven(Event):
+    """A specialist answered; `finish` is OpenAI's finish reason, `cancelled` if the client left."""
+
+    conversation: str
+    message: str
+    inference: str
+    content: str
+    model: str
+    """Id of the model version that answered (a hash); `specialist` is the role it answered in."""
+    specialist: str
+    experiment: str | None = None
+    config_hash: str
+    finish: Literal["stop", "length", "cancelled", "error"]
+    token_ids: tuple[int, ...] = ()
+    timings: Timings
+
+
+class ConversationImported(Event):
+    """A conversation came from a file. `digest` is of its content: the same is imported once."""
+
+    conversation: str
+    digest: str
+    source: str
+    title: str = ""
+    messages: tuple[ChatMessage, ...]
+    happened_at: datetime | None = None
+    held_out: bool = False
+    """True keeps it out of training: it only ever serves as held-out material."""
+
+
+class ConversationDeleted(Event):
+    """A person deleted a conversation: its content is erased everywhere."""
+
+    conversation: str
+
+
+FeedbackName = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class FeedbackGiven(Event):
+    """Somebody or something judged a reply or a conversation.
+
+    Names: `rating` (value -1 to 1), `comment` (text), `demonstration` (text: the better answer),
+    `preference` (value: id of the inference that is preferred to the target).
+    """
+
+    feedback: str
+    target: str
+    target_kind: Literal["inference", "conversation"]
+    name: FeedbackName
+    value: float | str
+    source: Literal["HUMAN", "JUDGE", "CODE", "IMPLICIT"] = "HUMAN"
+    rationale: str = ""
+
+
+class FactStated(Event):
+    """A person said something lasting about themselves; `message` is where."""
+
+    fact: str
+    message: str
+    subject: str
+    """What it is about, as a key: `name`, `home`, `pet.name` … A new value replaces the old."""
+    value: str
+    kind: Literal["fact", "preference"]
+    quote: str
+
+
+class FactForgotten(Event):
+    """A person took a fact back."""
+
+    subject: str
+
+
+class PersonalityShifted(Event):
+    """Interactions moved the personality: dimension → new value in [0, 1]."""
+
+    dimensions: dict[str, float]
+    messages: int
+    because: str
+
+
+class PersonalityRestored(Event):
+    """A person undid shifts: the personality is as it was at revision `revision`."""
+
+    revision: int
+    dimensions: dict[str, float]
+
+
+# --- the life of a model -------------------------------------------------------------------
+
+
+class MetricChange(Value):
+    """A measure before (champion) and after (candidate), with what was declared about it."""
+
+    name: str
+    unit: str = ""
+    before: float
+    after: float
+    interval: tuple[float, float]
+    """Confidence interval of after - before, oriented so that a positive change is better."""
+    margin: float
+    """Smallest improvement that counts (target) or largest loss that is borne (guardrail)."""
+    items: int
+    ok: bool
+
+
+class RoundRequested(Event):
+    """A person or the schedule asks for a training round now."""
+
+    by: Literal["user", "schedule"]
+
+
+class RoundStarted(Event):
+    """The coordinator began round `round`; `upto` is the last log offset whose material counts."""
+
+    round: str
+    because: str
+    upto: int
+    new_messages: int
+
+
+class DatasetExported(Event):
+    """The exporter wrote an immutable dataset; `dataset` is its content hash."""
+
+    round: str
+    dataset: str
+    path: str
+    train: int
+    validation: int
+    heldout: int
+    preferences: int
+    targets_by_kind: dict[str, int]
+
+
+class DatasetRefused(Event):
+    """There is not enough material to learn from or to judge by."""
+
+    round: str
+    because: str
+
+
+class TrainingRequested(Event):
+    """The coordinator asks the workshop to train a candidate."""
+
+    round: str
+    dataset: str
+    path: str
+    parent: str
+    """Id of the base model; adapters are always trained fresh from the base."""
+
+
+class TrainingProgressed(Event):
+    """Steps done of all steps, with the newest losses in nats a target token."""
+
+    round: str
+    step: int
+    steps: int
+    train_loss: float
+    validation_loss: float | None = None
+    tokens_per_second: float
+
+
+class TrainingFinished(Event):
+    """An adapter was written; `model` is its content hash."""
+
+    round: str
+    model: str
+    path: str
+    hyperparameters: dict[str, Any]
+    code_version: str
+    steps: int
+    tokens: int
+    seconds: float
+    train_loss: float
+    validation_loss: float
+
+
+class TrainingFailed(Event):
+    """The workshop gave up on a training run."""
+
+    round: str
+    because: str
+
+
+class CandidateRegistered(Event):
+    """The registry knows a new model version, with its lineage."""
+
+    round: str
+    model: str
+    name: str
+    dataset: str
+    base: str
+    path: str
+
+
+class ComparisonRequested(Event):
+    """The evaluation asks the workshop to replay held-out material.
+
+    `rules` was stored before the first observation and decides afterwards.
+    """
+
+    round: str
+    experiment: str
+    champion: str
+    candidate: str
+    dataset_path: str
+    rules: dict[str, Any]
+
+
+class Observation(Value):
+    """One held-out item seen by both models. Lower is better for bits per byte."""
+
+    suite: str
+    item: str
+    champion: float
+    candidate: float
+
+
+class ComparisonFinished(Event):
+    """Every item of every suite, champion and candidate side by side."""
+
+    round: str
+    experiment: str
+    candidate: str
+    observations: tuple[Observation, ...]
+    samples: tuple[dict[str, str], ...] = ()
+    """A few held-out prompts with both answers: `prompt`, `champion`, `candidate`, `reference`."""
+    seconds: float
+
+
+class ComparisonFailed(Event):
+    """The candidate could not be measured: broken weights, NaN, a crash."""
+
+    round: str
+    experiment: str
+    candidate: str
+    because: str
+
+
+class CanaryStarted(Event):
+    """The candidate answers a sticky share of live traffic."""
+
+    round: str
+    experiment: str
+    champion: str
+    candidate: str
+    share: float
+
+
+class EvaluationFinished(Event):
+    """The verdict on a candidate, with everything it rests on."""
+
+    round: str
+    experiment: str
+    candidate: str
+    verdict: Literal["promoted", "rejected", "held"]
+    because: str
+    target: MetricChange | None = None
+    guardrails: tuple[MetricChange, ...] = ()
+    canary: MetricChange | None = None
+    seconds: float
+
+
+class ModelPromoted(Event):
+    """The champion pointer moved to `model`; `previous` stays loaded for the watch window."""
+
+    model: str
+    name: str
+    previous: str
+    round: str | None = None
+    because: str
+    watch_until: datetime | None = None
+
+
+class CandidateRejected(Event):
+    """A candidate is not to be used."""
+
+    round: str
+    model: str
+    because: str
+
+
+class CandidateHeld(Event):
+    """No decision: neither better nor worse could be shown."""
+
+    round: str
+    model: str
+    because: str
+
+
+class PromotionRequested(Event):
+    """A person asks to make a model version the champion."""
+
+    model: str
+
+
+class RollbackRequested(Event):
+    """A person asks to undo the last promotion."""
+
+    because: str = "asked by the user"
+
+
+class ModelRolledBack(Event):
+    """The champion pointer moved back from `model` to `restored`."""
+
+    model: str
+    restored: str
+    restored_name: str
+    automatic: bool
+    because: str
+
+
+class RequestRefused(Event):
+    """What a person asked for could not be done; the envelope's cause says which request."""
+
+    because: str
+
+
+class RoundFinished(Event):
+    """A round is over; whatever came of it."""
+
+    round: str
+    verdict: Literal["promoted", "rejected", "held", "failed"]
+    because: str
+    seconds: float
+
+
+class ClockTicked(Event):
+    """The schedule's pulse: maintenance, watch windows and canaries look at the time."""
+
+    at: datetime
+
+
+class ArbiterFailed(Event):
+    """An arbiter could not handle an event and moved on; the event is in the dead letters."""
+
+    arbiter: str
+    event: str
+    event_type: str
+    attempts: int
+    error: str
+
+
+# --- on the bus ----------------------------------------------------------------------------
+
+
+class Envelope(BaseModel):
+    """An event with its circumstances. `offset` is its place in the log, 0 before it is there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    type: str
+    version: int = 1
+    at: datetime
+    tenant: str = "local"
+    user: str = "owner"
+    key: str
+    """Order is kept among events of the same key (a conversation, a round, a user)."""
+    producer: str
+    cause: str | None = None
+    correlation: str
+    idempotency: str
+    payload: dict[str, Any]
+    offset: int = 0
+
+
+def _types(base: type[Event]) -> dict[str, type[Event]]:
+    return {cls.__name__: cls for cls in base.__subclasses__()}
+
+
+EVENT_TYPES: dict[str, type[Event]] = _types(Event)
+
+
+def decode(envelope: Envelope) -> Event:
+    """The event inside an envelope.
+
+    Raises:
+        InvalidError: the type is unknown, or its version is newer than this program's.
+    """
+    cls = EVENT_TYPES.get(envelope.type)
+    if cls is None:
+        raise InvalidError(
+            f"event {envelope.id} has unknown type {envelope.type!r}; was it written by a newer SOMA?"
+        )
+    if envelope.version > cls.version:
+        raise InvalidError(
+            f"event {envelope.id} is {envelope.type} version {envelope.version}, "
+            f"this SOMA reads up to {cls.version}; upgrade SOMA"
+        )
+    return cls.model_validate(envelope.payload)

@@ -1,0 +1,70 @@
+"""Saying events: from a value to an envelope in the log."""
+
+from collections.abc import Sequence
+
+from arbiters.events import Envelope, Event
+from arbiters.ports import Clock, EventLog, Ids
+
+
+def _key(event: Event, user: str) -> str:
+    for field in ("conversation", "round"):
+        value = getattr(event, field, None)
+        if isinstance(value, str):
+            return value
+    return user
+
+
+class Publisher:
+    """Puts events on the bus in somebody's name."""
+
+    def __init__(self, *, log: EventLog, clock: Clock, ids: Ids, producer: str) -> None:
+        self._log = log
+        self._clock = clock
+        self._ids = ids
+        self._producer = producer
+
+    def wrap(
+        self,
+        event: Event,
+        *,
+        tenant: str = "local",
+        user: str = "owner",
+        cause: Envelope | None = None,
+        idempotency: str | None = None,
+    ) -> Envelope:
+        """The envelope for an event; what is caused inherits tenant, user and correlation."""
+        identity = self._ids.new()
+        if cause is not None:
+            tenant, user = cause.tenant, cause.user
+        return Envelope(
+            id=identity,
+            type=event.type,
+            version=type(event).version,
+            at=self._clock.now(),
+            tenant=tenant,
+            user=user,
+            key=_key(event, user),
+            producer=self._producer,
+            cause=cause.id if cause else None,
+            correlation=cause.correlation if cause else identity,
+            idempotency=idempotency or identity,
+            payload=event.model_dump(mode="json"),
+        )
+
+    async def publish(
+        self,
+        event: Event,
+        *,
+        tenant: str = "local",
+        user: str = "owner",
+        cause: Envelope | None = None,
+        idempotency: str | None = None,
+    ) -> Envelope:
+        """Append one event and return its envelope with its offset, once it is durable."""
+        envelope = self.wrap(event, tenant=tenant, user=user, cause=cause, idempotency=idempotency)
+        (offset,) = await self._log.append([envelope])
+        return envelope.model_copy(update={"offset": offset})
+
+    async def publish_all(self, envelopes: Sequence[Envelope]) -> list[int]:
+        """Append prepared envelopes as one group."""
+        return await self._log.append(envelopes)

@@ -1,0 +1,574 @@
+"""Every effect an arbiter may have on the world, as protocols. `soma_agents` implements them."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from arbiters.events import (
+    ChatMessage,
+    ComparisonFailed,
+    ComparisonFinished,
+    ComparisonRequested,
+    Envelope,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingProgressed,
+    TrainingRequested,
+)
+
+# --- time and names ------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> datetime:
+        """Wall-clock time, aware, UTC."""
+        ...
+
+
+class Ids(Protocol):
+    """Where identifiers come from."""
+
+    def new(self) -> str:
+        """A fresh UUIDv7 (RFC 9562), so that ids sort by time."""
+        ...
+
+
+# --- the log -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Envelopes after a cursor, in log order; `end` is the offset up to which was looked."""
+
+    envelopes: Sequence[Envelope]
+    end: int
+
+
+class EventLog(Protocol):
+    """The durable, append-only truth. Offsets start at 1 and have no gaps."""
+
+    async def append(self, envelopes: Sequence[Envelope]) -> list[int]:
+        """Store envelopes in order and return their offsets once they are durable.
+
+        An envelope whose `idempotency` is known is dropped; its first offset is returned.
+
+        Raises:
+            StorageFullError: the disk is full; nothing of the group was stored.
+        """
+        ...
+
+    async def read(
+        self, after: int, *, limit: int = 500, types: frozenset[str] | None = None, wait: float = 0
+    ) -> Batch:
+        """Up to `limit` envelopes with offset > `after`, of `types` (None: all).
+
+        With `wait` > 0, stays up to so many seconds until there is something after `after`.
+        """
+        ...
+
+    async def end(self) -> int:
+        """Offset of the newest envelope, 0 when empty."""
+        ...
+
+    async def find(self, event: str) -> Envelope | None:
+        """The envelope with this id."""
+        ...
+
+    async def caused_by(self, event: str) -> list[Envelope]:
+        """The envelopes whose `cause` is this id, in log order."""
+        ...
+
+    async def erase(self, events: Sequence[str]) -> int:
+        """Remove the payloads of these events for good and return how many had one.
+
+        The chain of hashes still verifies: it covers each payload's hash, not the payload.
+        """
+        ...
+
+    async def verify(self) -> int:
+        """Check the hash chain from the first envelope to the last and return its length.
+
+        Raises:
+            CorruptError: names the first offset at which the chain breaks.
+        """
+        ...
+
+
+# --- what an arbiter remembers of its own work ---------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An event that an arbiter could not handle."""
+
+    envelope: Envelope
+    attempts: int
+    error: str
+    at: datetime
+
+
+class Ledger(Protocol):
+    """An arbiter's cursor, outbox and failures, in the same database as its state."""
+
+    def transaction(self) -> AbstractAsyncContextManager[None]:
+        """All that is written inside, here and in the arbiter's stores, happens or does not."""
+        ...
+
+    async def cursor(self) -> int:
+        """Offset of the last envelope handled, 0 at first."""
+        ...
+
+    async def advance(self, offset: int, said: Sequence[Envelope]) -> None:
+        """Move the cursor, put `said` into the outbox and forget the attempts up to `offset`."""
+        ...
+
+    async def outbox(self) -> list[Envelope]:
+        """What was said and is not yet known to be in the log, in order."""
+        ...
+
+    async def sent(self, envelopes: Sequence[Envelope]) -> None:
+        """These are in the log now: drop them from the outbox."""
+        ...
+
+    async def attempt(self, offset: int) -> int:
+        """Count, durably, one more attempt at `offset` and return how many there were before."""
+        ...
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """Keep an event that could not be handled."""
+        ...
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """Every buried event, oldest first."""
+        ...
+
+    async def exhume(self, event: str) -> Envelope | None:
+        """Take a buried event out for another try."""
+        ...
+
+
+# --- conversations -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as it is kept. `inference` and `model` are empty for a person's words."""
+
+    id: str
+    conversation: str
+    role: Literal["system", "user", "assistant"]
+    content: str
+    at: datetime
+    trust: str
+    inference: str = ""
+    model: str = ""
+    specialist: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFeedback:
+    """A judgement as it is kept."""
+
+    id: str
+    target: str
+    target_kind: Literal["inference", "conversation"]
+    name: str
+    value: float | str
+    source: str
+    rationale: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationSummary:
+    """A conversation in a list."""
+
+    id: str
+    title: str
+    source: str
+    messages: int
+    started_at: datetime
+    last_at: datetime
+
+
+class ConversationStore(Protocol):
+    """Every message for ever, by tenant and user."""
+
+    async def add_message(self, tenant: str, user: str, message: StoredMessage) -> bool:
+        """Keep a message; False when its id is known."""
+        ...
+
+    async def add_conversation(
+        self,
+        tenant: str,
+        user: str,
+        conversation: str,
+        *,
+        source: str,
+        title: str,
+        digest: str,
+        at: datetime,
+    ) -> bool:
+        """Open a conversation; False when the user has one with this id or digest."""
+        ...
+
+    async def add_feedback(self, tenant: str, user: str, feedback: StoredFeedback) -> bool:
+        """Keep a judgement; False when its id is known."""
+        ...
+
+    async def delete(self, tenant: str, user: str, conversation: str) -> bool:
+        """Remove a conversation with its messages and feedback; False when there is none."""
+        ...
+
+    async def messages(
+        self,
+        tenant: str,
+        user: str,
+        conversation: str,
+        *,
+        limit: int = 200,
+        before: str | None = None,
+    ) -> list[StoredMessage]:
+        """The newest `limit` messages (before message id `before`), oldest first."""
+        ...
+
+    async def conversations(
+        self, tenant: str, user: str, *, limit: int = 50, offset: int = 0
+    ) -> list[ConversationSummary]:
+        """Newest first."""
+        ...
+
+    async def search(
+        self, tenant: str, user: str, words: str, *, limit: int = 20
+    ) -> list[StoredMessage]:
+        """Messages that contain every one of the words, best match first."""
+        ...
+
+    async def feedback(self, tenant: str, user: str, target: str) -> list[StoredFeedback]:
+        """Judgements of an inference or a conversation, oldest first."""
+        ...
+
+    async def inference(self, tenant: str, user: str, inference: str) -> StoredMessage | None:
+        """The reply that an inference gave."""
+        ...
+
+    async def statistics(self, tenant: str, user: str) -> dict[str, int]:
+        """Counts: `conversations`, `messages`, `words`, `feedback`, and per role."""
+        ...
+
+
+# --- people and personality ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFact:
+    """Something a person said about themselves, and where."""
+
+    id: str
+    subject: str
+    value: str
+    kind: Literal["fact", "preference"]
+    quote: str
+    message: str
+    at: datetime
+
+
+class ProfileStore(Protocol):
+    """What is known of each person; one value a subject, the older ones kept as history."""
+
+    async def put(self, tenant: str, user: str, fact: StoredFact) -> None:
+        """Keep a fact; it replaces the one with the same subject."""
+        ...
+
+    async def forget(self, tenant: str, user: str, subject: str) -> bool:
+        """Remove a subject with its history; False when there is none."""
+        ...
+
+    async def facts(self, tenant: str, user: str) -> list[StoredFact]:
+        """Current facts, by subject."""
+        ...
+
+    async def history(self, tenant: str, user: str, subject: str) -> list[StoredFact]:
+        """Every value a subject had, oldest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalityRevision:
+    """The personality at one time; dimensions in [0, 1]."""
+
+    revision: int
+    dimensions: Mapping[str, float]
+    messages: int
+    because: str
+    at: datetime
+
+
+class PersonalityStore(Protocol):
+    """The personality towards each user, with its whole history."""
+
+    async def current(self, tenant: str, user: str) -> PersonalityRevision | None:
+        """The newest revision."""
+        ...
+
+    async def add(self, tenant: str, user: str, revision: PersonalityRevision) -> None:
+        """Append a revision."""
+        ...
+
+    async def history(
+        self, tenant: str, user: str, *, limit: int = 50
+    ) -> list[PersonalityRevision]:
+        """Newest first."""
+        ...
+
+
+class Measures(Protocol):
+    """Computed measures of a text: see `soma_agents.persona.measures` for each and its source."""
+
+    def of(self, text: str) -> Mapping[str, float]:
+        """Name → value, e.g. `sentiment`, `words`, `reading_grade`, `emoji_per_word`."""
+        ...
+
+
+# --- training ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A conversation to learn from or to judge by. The last message is the target reply.
+
+    `rejected` is the losing reply of a preference pair. `events` are the ids of the log events it
+    came from, `group` what must stay on one side of the split (a conversation or a fact).
+    """
+
+    id: str
+    kind: Literal["demonstration", "liked", "imported", "fact", "preference"]
+    messages: tuple[ChatMessage, ...]
+    group: str
+    events: tuple[str, ...]
+    user: str
+    trust: str
+    at: datetime
+    rejected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRef:
+    """A written dataset: `id` is the hash of its content."""
+
+    id: str
+    path: str
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+class DatasetWriter(Protocol):
+    """Writes immutable, hashed datasets."""
+
+    async def write(
+        self, splits: Mapping[str, Sequence[Example]], manifest: Mapping[str, Any]
+    ) -> DatasetRef:
+        """Write chat JSONL, Parquet, preference pairs and the manifest (last).
+
+        `splits` has `train`, `validation` and `heldout`. The same content gives the same id.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RoundState:
+    """Where a training round is; kept durably by the coordinator."""
+
+    id: str
+    step: Literal["exporting", "training", "evaluating", "canary", "finished"]
+    started_at: datetime
+    upto: int
+    progress: float = 0.0
+    verdict: str | None = None
+    because: str = ""
+    finished_at: datetime | None = None
+
+
+class RoundStore(Protocol):
+    """The coordinator's memory: messages counted, rounds run."""
+
+    async def count(self, offset: int, messages: int) -> None:
+        """So many more messages came at this offset."""
+        ...
+
+    async def messages_since(self, offset: int) -> int:
+        """Messages counted after this offset."""
+        ...
+
+    async def save(self, state: RoundState) -> None:
+        """Insert or update a round."""
+        ...
+
+    async def current(self) -> RoundState | None:
+        """The round that is not finished, if there is one."""
+        ...
+
+    async def latest(self) -> RoundState | None:
+        """The round that started last."""
+        ...
+
+    async def rounds(self, *, limit: int = 50) -> list[RoundState]:
+        """Newest first."""
+        ...
+
+
+class Trainer(Protocol):
+    """Trains adapters. Calling again for the same round resumes from its last checkpoint."""
+
+    def train(
+        self, request: TrainingRequested
+    ) -> AsyncIterator[TrainingProgressed | TrainingFinished | TrainingFailed]:
+        """Progress, then exactly one TrainingFinished or TrainingFailed."""
+        ...
+
+
+class Examiner(Protocol):
+    """Replays held-out material through champion and candidate."""
+
+    async def compare(self, request: ComparisonRequested) -> ComparisonFinished | ComparisonFailed:
+        """Both models on the same items. Calling again does the work again."""
+        ...
+
+
+# --- models --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A model the registry knows. `id` is a content hash, `name` soma-vN is never reused.
+
+    `path` is the adapter's directory, empty for the base model itself.
+    """
+
+    id: str
+    name: str
+    base: str
+    path: str
+    stage: Literal["candidate", "champion", "retired", "rejected", "held"]
+    dataset: str
+    round: str
+    hyperparameters: Mapping[str, Any]
+    code_version: str
+    registered_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Which model is in service; `previous` can be returned to until `watch_until` and after."""
+
+    champion: str
+    previous: str | None
+    since: datetime
+    watch_until: datetime | None = None
+
+
+class Registry(Protocol):
+    """The only place that flips the champion pointer; by compare-and-swap."""
+
+    async def register(self, version: ModelVersion) -> ModelVersion:
+        """Add a version and return it under its final name; a known id is returned as it is."""
+        ...
+
+    async def model(self, model: str) -> ModelVersion | None:
+        """By id or by name."""
+        ...
+
+    async def models(self) -> list[ModelVersion]:
+        """Newest first."""
+        ...
+
+    async def set_stage(self, model: str, stage: str) -> None:
+        """Move a version to another stage; the champion's stage follows the pointer alone."""
+        ...
+
+    async def pointer(self) -> Pointer:
+        """Who is in service.
+
+        Raises:
+            NotFoundError: no model was ever installed.
+        """
+        ...
+
+    async def install(self, version: ModelVersion, *, at: datetime) -> None:
+        """Make the first model (the base) champion; nothing when there is a pointer."""
+        ...
+
+    async def swap(
+        self, *, expected: str, champion: str, at: datetime, watch_until: datetime | None = None
+    ) -> Pointer:
+        """Point to `champion` if the champion is `expected`.
+
+        Raises:
+            ConflictError: another model is champion now.
+            NotFoundError: `champion` is not registered.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentState:
+    """One candidate against the champion, from comparison to verdict.
+
+    `rules` are stored before the first observation. `canary` holds one number a live judgement:
+    (arm, value in [-1, 1]) with arm "champion" or "candidate".
+    """
+
+    id: str
+    round: str
+    champion: str
+    candidate: str
+    ordinal: int
+    rules: Mapping[str, Any]
+    phase: Literal["offline", "canary", "finished"]
+    started_at: datetime
+    canary: tuple[tuple[str, float], ...] = ()
+    offline: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    receipt: Mapping[str, Any] | None = None
+
+
+class ExperimentStore(Protocol):
+    """What is being compared and what came of it."""
+
+    async def save(self, experiment: ExperimentState) -> None:
+        """Insert or update."""
+        ...
+
+    async def experiment(self, experiment: str) -> ExperimentState | None:
+        """By id."""
+        ...
+
+    async def running(self) -> list[ExperimentState]:
+        """Those that are not finished."""
+        ...
+
+    async def finished(self, *, limit: int = 50) -> list[ExperimentState]:
+        """Those with a verdict, newest first."""
+        ...
+
+    async def next_ordinal(self) -> int:
+        """1 for the first experiment ever: error is controlled over successive candidates."""
+        ...
+
+    async def note_inference(self, inference: str, experiment: str, model: str) -> None:
+        """Remember which model gave a reply, so that feedback finds its arm."""
+        ...
+
+    async def inference(self, inference: str) -> tuple[str, str] | None:
+        """(experiment or "", model) of a reply."""
+        ...
+
+    async def note_watch(self, model: str, value: float) -> None:
+        """Keep a live judgement of a model in service, in [-1, 1]."""
+        ...
+
+    async def watched(self, model: str) -> list[float]:
+        """Live judgements of a model, oldest first."""
+        ...

@@ -1,0 +1,1 @@
+"""Embody: the only place that knows Ray, torch, SQLite and HTTP."""

@@ -1,0 +1,1 @@
+"""One SOMA on one machine: runtimes, supervisor, start and stop."""

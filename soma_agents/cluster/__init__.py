@@ -1,0 +1,1 @@
+"""The bus, the arbiters and the deployments as Ray actors."""

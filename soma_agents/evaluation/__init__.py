@@ -1,0 +1,1 @@
+"""Frozen suites, paired replay, guardrails."""

@@ -1,0 +1,1 @@
+"""Computed measures of how a text speaks."""

@@ -1,0 +1,1 @@
+"""SQLite: the event log, the arbiters' stores, the model registry."""

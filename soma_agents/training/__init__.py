@@ -1,0 +1,1 @@
+"""From a dataset to an adapter: corpus, losses, loop, Ray Train, checkpoints."""

@@ -1,0 +1,1 @@
+"""The HTTP interface: OpenAI's API, SOMA's own, authentication, limits."""
