@@ -1,0 +1,1 @@
+"""Putting the arbiters together: what every runtime shares, and the runtime in one process."""
