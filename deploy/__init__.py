@@ -1,0 +1,1 @@
+"""Set-up, deployment files and what generates them."""
