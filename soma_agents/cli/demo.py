@@ -46,7 +46,7 @@ def demo(context: typer.Context, home: Home = None, json: Json = False) -> None:
 
 
 def _loop(daemon: Daemon, say: Any, *, show: bool) -> dict[str, Any]:
-    dialogues = [_mark(c) for c in chatterbot_dialogues()]
+    dialogues = [mark_held_out(c) for c in chatterbot_dialogues()]
     held = sum(c.held_out for c in dialogues)
     imported = send_conversations(daemon, dialogues)
     say(f"imported {imported['conversations']} dialogues; {held} of {len(dialogues)} held out")
@@ -66,7 +66,7 @@ def _loop(daemon: Daemon, say: Any, *, show: bool) -> dict[str, Any]:
     return result
 
 
-def _mark(conversation: ImportedConversation) -> ImportedConversation:
+def mark_held_out(conversation: ImportedConversation) -> ImportedConversation:
     """Hold out a fixed fifth, chosen by content so that it is the same on every run."""
     bucket = int(hashlib.sha256(conversation.digest.encode()).hexdigest(), 16) % HELD_OUT
     return replace(conversation, held_out=bucket == 0)
