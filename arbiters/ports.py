@@ -66,7 +66,8 @@ class EventLog(Protocol):
     ) -> Batch:
         """Up to `limit` envelopes with offset > `after`, of `types` (None: all).
 
-        With `wait` > 0, stays up to so many seconds until there is something after `after`.
+        With `wait` > 0, stays up to so many seconds until there is something after `after`, of
+        whatever type. Erased envelopes are left out: nobody hears them again.
         """
         ...
 
@@ -123,7 +124,7 @@ class Ledger(Protocol):
         ...
 
     async def advance(self, offset: int, said: Sequence[Envelope]) -> None:
-        """Move the cursor, put `said` into the outbox and forget the attempts up to `offset`."""
+        """Move the cursor (never back), put `said` into the outbox, forget attempts up to here."""
         ...
 
     async def outbox(self) -> list[Envelope]:
@@ -136,6 +137,10 @@ class Ledger(Protocol):
 
     async def attempt(self, offset: int) -> int:
         """Count, durably, one more attempt at `offset` and return how many there were before."""
+        ...
+
+    async def forgive(self, offset: int) -> None:
+        """Take back an attempt that was broken off: by shutting down or by a full disk."""
         ...
 
     async def bury(self, letter: DeadLetter) -> None:

@@ -1,0 +1,277 @@
+"""One SQLite file: one process, one connection, whole transactions only."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from arbiters.errors import (
+    ConflictError,
+    CorruptError,
+    SomaError,
+    StorageFullError,
+    UnavailableError,
+)
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+# Transactions this task is in, over all databases. Each is an object of its own, so that a task
+# which outlives the transaction it was started in does not believe itself to be inside another.
+_entered: ContextVar[tuple[object, ...]] = ContextVar("_entered", default=())
+
+_PRAGMAS = (
+    # The lock is kept until the process ends: a second owner of the file is refused at once.
+    "PRAGMA locking_mode = EXCLUSIVE",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    # What is deleted is overwritten: forgetting must not leave text in free pages.
+    "PRAGMA secure_delete = ON",
+)
+_VERSIONS = "CREATE TABLE IF NOT EXISTS soma_schema (component TEXT PRIMARY KEY, version INTEGER)"
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of one component of a file. Migration N leads from version N to N + 1.
+
+    Migrations are SQL scripts that only ever get appended to.
+    """
+
+    component: str
+    migrations: tuple[str, ...]
+
+
+class Database:
+    """A connection whose every write is a whole transaction, whatever is cancelled meanwhile.
+
+    Stores that are called inside `transaction()` take part in it; outside, each statement is its
+    own transaction. Cancellation never leaves a transaction open nor half of one committed.
+    """
+
+    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = asyncio.Lock()
+        self._current: object | None = None
+        self._doomed: SomaError | None = None
+
+    # --- opening and closing ---------------------------------------------------------------
+
+    @classmethod
+    async def open(cls, path: Path, *schemas: Schema) -> "Database":
+        """Open or create the file and bring each component's tables up to date.
+
+        Raises:
+            ConflictError: another process has the file open.
+            CorruptError: the file is not a database, or a damaged one.
+            SomaError: the file was written by a newer SOMA.
+        """
+        await asyncio.to_thread(_create, path)
+        connection = aiosqlite.connect(path, isolation_level=None, timeout=0)
+        # A process that fails before it closes its files must still be able to end.
+        connection._thread.daemon = True  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        database = cls(await connection, path)
+        try:
+            for pragma in _PRAGMAS:
+                await database._run(connection.execute_fetchall(pragma))
+            await database._migrate(schemas)
+        except BaseException:
+            await connection.close()
+            raise
+        return database
+
+    async def close(self) -> None:
+        """Wait for the transaction under way, then close the file."""
+        async with self._lock:
+            await _settled(self._connection.close())
+
+    async def _migrate(self, schemas: Sequence[Schema]) -> None:
+        await self._run(self._connection.execute_fetchall(_VERSIONS))
+        found = dict(await self.rows("SELECT component, version FROM soma_schema"))
+        known = {schema.component: len(schema.migrations) for schema in schemas}
+        for component, version in found.items():
+            if version > known.get(component, 0):
+                raise SomaError(
+                    f"{self.path} holds {component!r} in version {version}, this SOMA knows "
+                    f"version {known.get(component, 0)}; upgrade SOMA or restore an older backup"
+                )
+        for schema in schemas:
+            for version in range(found.get(schema.component, 0), len(schema.migrations)):
+                await self._upgrade(schema, version)
+
+    async def _upgrade(self, schema: Schema, version: int) -> None:
+        done = f"INSERT OR REPLACE INTO soma_schema VALUES ('{schema.component}', {version + 1})"
+        script = f"BEGIN IMMEDIATE; {schema.migrations[version]}; {done}; COMMIT;"
+        await _settled(self._run(self._connection.executescript(script)))
+
+    # --- writing ---------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[None]:
+        """All that this task writes inside is committed, or, after any exception, none of it.
+
+        Inside another transaction of the same task it is a part that can fail alone.
+        """
+        if self._inside():
+            async with self._part():
+                yield
+            return
+        async with self._lock:
+            self._check_writable()
+            outer = _entered.get()
+            self._current = object()
+            _entered.set((*outer, self._current))
+            try:
+                await _settled(self._statement("BEGIN IMMEDIATE"))
+                yield
+                await _settled(self._statement("COMMIT"))
+            except BaseException:
+                # Does nothing when there is no transaction; statements still queued come first.
+                await _settled(self._connection.rollback())
+                raise
+            finally:
+                self._current = None
+                _entered.set(outer)
+                if isinstance(self._doomed, StorageFullError):
+                    self._doomed = None
+
+    @asynccontextmanager
+    async def _part(self) -> AsyncGenerator[None]:
+        await _settled(self._statement("SAVEPOINT part"))
+        try:
+            yield
+        except BaseException:
+            if self._connection.in_transaction:
+                await _settled(self._statement("ROLLBACK TO part"))
+                await _settled(self._statement("RELEASE part"))
+            raise
+        await _settled(self._statement("RELEASE part"))
+
+    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Run one statement and return the number of rows it changed."""
+        async with self._turn():
+            self._check_writable()
+            cursor = await self._run(self._connection.execute(sql, parameters))
+            return cursor.rowcount
+
+    async def execute_many(self, sql: str, parameters: Iterable[Sequence[Any]]) -> int:
+        """Run one statement for each of the rows, in one transaction."""
+        async with self.transaction():
+            self._check_writable()
+            cursor = await self._run(self._connection.executemany(sql, parameters))
+            return cursor.rowcount
+
+    # --- reading ---------------------------------------------------------------------------
+
+    async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Every row of a query."""
+        async with self._turn():
+            found: Iterable[Any] = await self._run(
+                self._connection.execute_fetchall(sql, parameters)
+            )
+            return list(found)
+
+    async def row(self, sql: str, parameters: Sequence[Any] = ()) -> Row | None:
+        """The first row of a query."""
+        found = await self.rows(sql, parameters)
+        return found[0] if found else None
+
+    async def checkpoint(self) -> None:
+        """Empty the write-ahead log into the file, so that nothing erased is left in it."""
+        await self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    async def check(self) -> None:
+        """Look at every page.
+
+        Raises:
+            CorruptError: names the file and SQLite's first finding.
+        """
+        (finding,) = (await self.rows("PRAGMA integrity_check(1)"))[0]
+        if finding != "ok":
+            raise CorruptError(f"{self.path} is damaged: {finding}; restore it from a backup")
+
+    # --- one statement ---------------------------------------------------------------------
+
+    def _inside(self) -> bool:
+        return self._current is not None and self._current in _entered.get()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        """Inside a transaction go ahead; outside wait until nobody is in one."""
+        if self._inside():
+            yield
+        else:
+            async with self._lock:
+                yield
+
+    async def _statement(self, sql: str) -> None:
+        await self._run(self._connection.execute_fetchall(sql))
+
+    async def _run(self, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except sqlite3.Error as error:
+            translated = self._translated(error)
+            if isinstance(translated, SomaError) and not (
+                isinstance(translated, StorageFullError) and self._current is None
+            ):
+                self._doomed = translated
+            raise translated from error
+
+    def _check_writable(self) -> None:
+        """SQLite may have rolled back by itself, so that nothing more may be written inside.
+
+        After a failed write or fsync nobody knows what is on the disk: that stays so until the
+        file is opened anew. Only from a full disk is there a way back.
+        """
+        if self._doomed is not None:
+            raise self._doomed
+
+    def _translated(self, error: sqlite3.Error) -> Exception:
+        # The low byte is SQLite's primary result code: https://sqlite.org/rescode.html
+        match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+            case sqlite3.SQLITE_FULL:
+                return StorageFullError(f"no room left to write {self.path}; free some disk space")
+            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+                return CorruptError(f"{self.path} is damaged: {error}; restore it from a backup")
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                return ConflictError(f"{self.path} is in use by another process; stop that first")
+            case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY:
+                return UnavailableError(f"{self.path} cannot be written: {error}; see the disk")
+            case _:
+                return error
+
+
+def _create(path: Path) -> None:
+    """Make the file for its owner only, with the directory entry on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+async def _settled(work: Awaitable[T]) -> T:
+    """Await `work` to its end even if cancelled; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.exception()  # seen: whoever is cancelled does not learn of it
+        raise cancelled
+    return task.result()
