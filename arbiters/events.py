@@ -402,6 +402,8 @@ class ArbiterFailed(Event):
     arbiter: str
     event: str
     event_type: str
+    key: str = ""
+    """Key of that event: its conversation, its round or its user."""
     attempts: int
     error: str
 

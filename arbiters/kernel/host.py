@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 from arbiters.errors import NotFoundError, SomaError, UnavailableError
@@ -116,11 +117,14 @@ class Host:
         await self._at(envelopes[-1].offset)
 
     async def _perform(self, envelope: Envelope) -> None:
-        """Handle a long piece of work outside any transaction, publishing as it goes."""
-        index = 0
+        """Handle a long piece of work outside any transaction, publishing as it goes.
+
+        Taken up again it may say less or other things than before, so its events are known by
+        their content, not by their place.
+        """
         async for event in self._hear(envelope):
-            await self._log.append([self._wrap(event, envelope, index)])
-            index += 1
+            content = sha256(event.model_dump_json().encode()).hexdigest()
+            await self._log.append([self._wrap(event, envelope, f"{event.type}/{content}")])
         async with self._ledger.transaction():
             await self._ledger.advance(envelope.offset, [])
         await self._at(envelope.offset)
@@ -128,8 +132,8 @@ class Host:
     def _hear(self, envelope: Envelope) -> Any:
         return self._handlers[envelope.type](self.arbiter, decode(envelope), envelope)
 
-    def _wrap(self, event: Event, cause: Envelope, index: int) -> Envelope:
-        key = f"{self.arbiter.name}/{cause.id}/{index}"
+    def _wrap(self, event: Event, cause: Envelope, which: int | str) -> Envelope:
+        key = f"{self.arbiter.name}/{cause.id}/{which}"
         return self._publisher.wrap(event, cause=cause, idempotency=key)
 
     async def _bury(self, envelope: Envelope, attempts: int, error: str) -> None:
@@ -137,6 +141,7 @@ class Host:
             arbiter=self.arbiter.name,
             event=envelope.id,
             event_type=envelope.type,
+            key=envelope.key,
             attempts=attempts,
             error=error,
         )
