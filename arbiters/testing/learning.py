@@ -87,7 +87,7 @@ class MemoryRegistry(Memory):
             return known
         numbers = [int(m.name.removeprefix("soma-v")) for m in self._models.values()]
         name = f"soma-v{max(numbers, default=0) + 1}"
-        self._models[version.id] = replace(version, name=name)
+        self._models[version.id] = replace(version, name=name, stage="candidate")
         return self._models[version.id]
 
     async def model(self, model: str) -> ModelVersion | None:

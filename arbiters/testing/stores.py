@@ -1,9 +1,11 @@
 """Conversations, profiles and personalities in memory."""
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from arbiters.errors import ConflictError
 from arbiters.ports import (
+    NOTES_KEPT,
     ConversationSummary,
     PersonalityRevision,
     StoredFact,
@@ -191,6 +193,7 @@ class MemoryPersonalityStore(Memory):
 
     def __init__(self) -> None:
         self._revisions: list[tuple[str, str, PersonalityRevision]] = []
+        self._notes: dict[tuple[str, str, str], dict[str, float]] = {}
 
     async def current(self, tenant: str, user: str) -> PersonalityRevision | None:
         newest = await self.history(tenant, user, limit=1)
@@ -209,3 +212,13 @@ class MemoryPersonalityStore(Memory):
     ) -> list[PersonalityRevision]:
         found = [r for t, u, r in self._revisions if (t, u) == (tenant, user)]
         return sorted(found, key=lambda r: r.revision, reverse=True)[:limit]
+
+    async def note(self, tenant: str, user: str, name: str, values: Mapping[str, float]) -> None:
+        self._notes.pop((tenant, user, name), None)
+        self._notes[tenant, user, name] = dict(values)
+        names = [key for key in self._notes if key[:2] == (tenant, user)]
+        for key in names[:-NOTES_KEPT]:
+            del self._notes[key]
+
+    async def noted(self, tenant: str, user: str, name: str) -> Mapping[str, float] | None:
+        return self._notes.get((tenant, user, name))

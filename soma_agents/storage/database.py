@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -249,6 +250,11 @@ class Database:
                 return UnavailableError(f"{self.path} cannot be written: {error}; see the disk")
             case _:
                 return error
+
+
+def as_text(at: datetime) -> str:
+    """A time as it is stored: UTC in one width, so that the text sorts as the time does."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _create(path: Path) -> None:

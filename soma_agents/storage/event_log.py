@@ -6,14 +6,14 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from arbiters.errors import CorruptError, InvalidError, UnavailableError
 from arbiters.events import Envelope
 from arbiters.ports import Batch
-from soma_agents.storage.database import Database, Row, Schema
+from soma_agents.storage.database import Database, Row, Schema, as_text
 
 _GROUP = 4000
 """Envelopes in one commit at most."""
@@ -280,7 +280,7 @@ class _Entry:
             envelope.id,
             envelope.type,
             envelope.version,
-            envelope.at.astimezone(UTC).isoformat(timespec="microseconds"),
+            as_text(envelope.at),
             envelope.tenant,
             envelope.user,
             envelope.key,

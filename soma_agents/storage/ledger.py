@@ -6,7 +6,7 @@ from datetime import datetime
 
 from arbiters.events import Envelope
 from arbiters.ports import DeadLetter
-from soma_agents.storage.database import Database, Row, Schema
+from soma_agents.storage.database import Database, Row, Schema, as_text
 
 
 class SqliteLedger:
@@ -96,7 +96,7 @@ class SqliteLedger:
                 letter.envelope.model_dump_json(),
                 letter.attempts,
                 letter.error,
-                letter.at.isoformat(),
+                as_text(letter.at),
             ),
         )
 

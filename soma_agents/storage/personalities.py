@@ -1,0 +1,77 @@
+"""The personality towards each user, revision by revision."""
+
+import json
+from datetime import datetime
+
+from arbiters.errors import ConflictError
+from arbiters.ports import PersonalityRevision
+from soma_agents.storage.database import Database, Schema, as_text
+
+
+class SqlitePersonalityStore:
+    """Implements `arbiters.ports.PersonalityStore`."""
+
+    schema = Schema(
+        "personalities",
+        (
+            """
+            CREATE TABLE personality (
+                tenant TEXT NOT NULL,
+                user TEXT NOT NULL,
+                revision INTEGER NOT NULL,
+                dimensions TEXT NOT NULL,
+                messages INTEGER NOT NULL,
+                because TEXT NOT NULL,
+                at TEXT NOT NULL,
+                PRIMARY KEY (tenant, user, revision)
+            ) STRICT;
+            """,
+        ),
+    )
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def current(self, tenant: str, user: str) -> PersonalityRevision | None:
+        """See `PersonalityStore.current`."""
+        newest = await self.history(tenant, user, limit=1)
+        return newest[0] if newest else None
+
+    async def add(self, tenant: str, user: str, revision: PersonalityRevision) -> None:
+        """Append a revision.
+
+        Raises:
+            ConflictError: the user has a revision of this number already.
+        """
+        added = await self._database.execute(
+            "INSERT OR IGNORE INTO personality VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                tenant,
+                user,
+                revision.revision,
+                json.dumps(dict(revision.dimensions)),
+                revision.messages,
+                revision.because,
+                as_text(revision.at),
+            ),
+        )
+        if not added:
+            raise ConflictError(
+                f"personality of {user!r} has a revision {revision.revision} already; read it again"
+            )
+
+    async def history(
+        self, tenant: str, user: str, *, limit: int = 50
+    ) -> list[PersonalityRevision]:
+        """See `PersonalityStore.history`."""
+        rows = await self._database.rows(
+            "SELECT revision, dimensions, messages, because, at FROM personality"
+            " WHERE tenant = ? AND user = ? ORDER BY revision DESC LIMIT ?",
+            (tenant, user, limit),
+        )
+        return [
+            PersonalityRevision(
+                revision, json.loads(dimensions), messages, because, datetime.fromisoformat(at)
+            )
+            for revision, dimensions, messages, because, at in rows
+        ]

@@ -1,0 +1,182 @@
+"""Which models there are and which one is in service."""
+
+import json
+from dataclasses import replace
+from datetime import datetime
+
+from arbiters.errors import ConflictError, InvalidError, NotFoundError
+from arbiters.ports import ModelVersion, Pointer
+from soma_agents.storage.database import Database, Row, Schema, as_text
+
+BASE_NAME = "soma-v0"
+STAGES = ("candidate", "retired", "rejected", "held")
+"""What a version can be besides champion, which follows the pointer alone."""
+
+_MODEL = (
+    "id, number, base, path, stage, dataset, round, hyperparameters, code_version, registered_at"
+)
+
+
+class SqliteRegistry:
+    """Implements `arbiters.ports.Registry`. Version N is called soma-vN; 0 is the base."""
+
+    schema = Schema(
+        "registry",
+        (
+            """
+            CREATE TABLE models (
+                id TEXT PRIMARY KEY,
+                number INTEGER NOT NULL UNIQUE,
+                base TEXT NOT NULL,
+                path TEXT NOT NULL,
+                stage TEXT NOT NULL,
+                dataset TEXT NOT NULL,
+                round TEXT NOT NULL,
+                hyperparameters TEXT NOT NULL,
+                code_version TEXT NOT NULL,
+                registered_at TEXT NOT NULL
+            ) STRICT;
+            CREATE TABLE numbers (last INTEGER NOT NULL) STRICT;
+            INSERT INTO numbers VALUES (0);
+            CREATE TABLE pointer (
+                one INTEGER PRIMARY KEY CHECK (one = 1),
+                champion TEXT NOT NULL REFERENCES models (id),
+                previous TEXT REFERENCES models (id),
+                since TEXT NOT NULL,
+                watch_until TEXT
+            ) STRICT;
+            """,
+        ),
+    )
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # --- versions --------------------------------------------------------------------------
+
+    async def register(self, version: ModelVersion) -> ModelVersion:
+        """See `Registry.register`. The name and the stage it comes with do not count."""
+        async with self._database.transaction():
+            known = await self.model(version.id)
+            if known is not None:
+                return known
+            row = await self._database.row("UPDATE numbers SET last = last + 1 RETURNING last")
+            await self._insert(replace(version, stage="candidate"), row[0] if row else 1)
+            registered = await self.model(version.id)
+        if registered is None:
+            raise NotFoundError(f"model {version.id!r} vanished while it was registered")
+        return registered
+
+    async def _insert(self, version: ModelVersion, number: int) -> None:
+        await self._database.execute(
+            f"INSERT INTO models ({_MODEL}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                version.id,
+                number,
+                version.base,
+                version.path,
+                version.stage,
+                version.dataset,
+                version.round,
+                json.dumps(dict(version.hyperparameters)),
+                version.code_version,
+                as_text(version.registered_at),
+            ),
+        )
+
+    async def model(self, model: str) -> ModelVersion | None:
+        """See `Registry.model`."""
+        row = await self._database.row(
+            f"SELECT {_MODEL} FROM models WHERE id = ?1 OR 'soma-v' || number = ?1", (model,)
+        )
+        return _model(row) if row else None
+
+    async def models(self) -> list[ModelVersion]:
+        """See `Registry.models`."""
+        rows = await self._database.rows(f"SELECT {_MODEL} FROM models ORDER BY number DESC")
+        return [_model(row) for row in rows]
+
+    async def set_stage(self, model: str, stage: str) -> None:
+        """Move a version to another stage.
+
+        Raises:
+            NotFoundError: no such model.
+            InvalidError: no such stage.
+            ConflictError: it is the champion, whose stage follows the pointer.
+        """
+        if stage not in STAGES:
+            raise InvalidError(f"stage {stage!r} is not one of {', '.join(STAGES)}")
+        async with self._database.transaction():
+            found = await self.model(model)
+            if found is None:
+                raise NotFoundError(f"no model {model!r} is registered")
+            if found.stage == "champion":
+                raise ConflictError(f"{found.name} is the champion; swap the pointer first")
+            await self._stage(found.id, stage)
+
+    async def _stage(self, identity: str, stage: str) -> None:
+        await self._database.execute("UPDATE models SET stage = ? WHERE id = ?", (stage, identity))
+
+    # --- the pointer -----------------------------------------------------------------------
+
+    async def pointer(self) -> Pointer:
+        """See `Registry.pointer`."""
+        row = await self._database.row("SELECT champion, previous, since, watch_until FROM pointer")
+        if row is None:
+            raise NotFoundError("no model is in service; install the base model first")
+        champion, previous, since, watch_until = row
+        return Pointer(
+            champion=champion,
+            previous=previous,
+            since=datetime.fromisoformat(since),
+            watch_until=datetime.fromisoformat(watch_until) if watch_until else None,
+        )
+
+    async def install(self, version: ModelVersion, *, at: datetime) -> None:
+        """See `Registry.install`."""
+        async with self._database.transaction():
+            if await self._database.row("SELECT 1 FROM pointer"):
+                return
+            await self._insert(version, 0)
+            await self._stage(version.id, "champion")
+            await self._database.execute(
+                "INSERT INTO pointer VALUES (1, ?, NULL, ?, NULL)", (version.id, as_text(at))
+            )
+
+    async def swap(
+        self, *, expected: str, champion: str, at: datetime, watch_until: datetime | None = None
+    ) -> Pointer:
+        """See `Registry.swap`. Ids, not names. To the champion itself nothing changes."""
+        async with self._database.transaction():
+            pointer = await self.pointer()
+            if not await self._database.row("SELECT 1 FROM models WHERE id = ?", (champion,)):
+                raise NotFoundError(f"no model {champion!r} is registered")
+            if pointer.champion != expected:
+                raise ConflictError(
+                    f"the champion is {pointer.champion!r}, not {expected!r}; look again"
+                )
+            if champion == expected:
+                return pointer
+            await self._stage(expected, "retired")
+            await self._stage(champion, "champion")
+            await self._database.execute(
+                "UPDATE pointer SET champion = ?, previous = ?, since = ?, watch_until = ?",
+                (champion, expected, as_text(at), as_text(watch_until) if watch_until else None),
+            )
+        return await self.pointer()
+
+
+def _model(row: Row) -> ModelVersion:
+    identity, number, base, path, stage, dataset, round_, hyperparameters, code, at = row
+    return ModelVersion(
+        id=identity,
+        name=f"soma-v{number}",
+        base=base,
+        path=path,
+        stage=stage,
+        dataset=dataset,
+        round=round_,
+        hyperparameters=json.loads(hyperparameters),
+        code_version=code,
+        registered_at=datetime.fromisoformat(at),
+    )
