@@ -313,6 +313,9 @@ class PersonalityRevision:
     at: datetime
 
 
+NOTES_KEPT = 200
+
+
 class PersonalityStore(Protocol):
     """The personality towards each user, with its whole history."""
 
@@ -328,6 +331,17 @@ class PersonalityStore(Protocol):
         self, tenant: str, user: str, *, limit: int = 50
     ) -> list[PersonalityRevision]:
         """Newest first."""
+        ...
+
+    async def note(self, tenant: str, user: str, name: str, values: Mapping[str, float]) -> None:
+        """Keep working values under a name, in place of older ones.
+
+        Of each user the `NOTES_KEPT` names noted last are kept.
+        """
+        ...
+
+    async def noted(self, tenant: str, user: str, name: str) -> Mapping[str, float] | None:
+        """The values under a name."""
         ...
 
 
