@@ -1,0 +1,1 @@
+"""What a person states about themselves (`statements`), and how it is asked for (`questions`)."""
