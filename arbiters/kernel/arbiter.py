@@ -1,6 +1,7 @@
 """What an arbiter is: handlers that hear one type of event each and say others."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cache
 from inspect import getmembers
 from typing import Any, ClassVar, TypeVar
 
@@ -9,17 +10,15 @@ from arbiters.events import Envelope, Event
 Said = AsyncIterator[Event]
 """What a handler yields: the events it has to say about the one it heard."""
 
-Handler = Callable[[Any, Any, Envelope], Said]
-E_ = TypeVar("E_", bound=Event)
+Handler = Callable[[Any, Any, Envelope], Said | Awaitable[None]]
+H = TypeVar("H", bound=Handler)
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 
-def on(
-    *events: type[Event],
-) -> Callable[[Callable[[Any, E_, Envelope], Said]], Callable[[Any, E_, Envelope], Said]]:
-    """Mark an async generator method as the handler of these types of event."""
+def on(*events: type[Event]) -> Callable[[H], H]:
+    """Mark a method as the handler of these types of event."""
 
-    def mark(handler: Callable[[Any, E_, Envelope], Said]) -> Callable[[Any, E_, Envelope], Said]:
+    def mark(handler: H) -> H:
         handler.__hears__ = events  # type: ignore[attr-defined]
         return handler
 
@@ -35,21 +34,32 @@ def query(method: F) -> F:
 class Arbiter:
     """A role on the bus. Subclasses set `name` and mark handlers with `@on`.
 
-    A handler is an async generator `(self, event, envelope)`: it changes its own stores and yields
-    events. Both take effect together, once, or not at all.
+    A handler `(self, event, envelope)` changes its own stores and yields events; one that has
+    nothing to say is a coroutine. Both take effect together, once, or not at all.
     """
 
     name: ClassVar[str]
     batch: ClassVar[int] = 500
     """Events handled in one transaction. 1 publishes at once whatever a long handler yields."""
 
-    def handlers(self) -> dict[str, Handler]:
+    @classmethod
+    @cache
+    def handlers(cls) -> dict[str, Handler]:
         """Event type → unbound handler."""
         return {
             event.__name__: member
-            for _, member in getmembers(type(self))
+            for _, member in getmembers(cls)
             for event in getattr(member, "__hears__", ())
         }
+
+    async def hear(self, event: Event, envelope: Envelope) -> Said:
+        """Let the handler of this event's type run; what it says."""
+        said = self.handlers()[event.type](self, event, envelope)
+        if isinstance(said, Awaitable):
+            await said
+            return
+        async for another in said:
+            yield another
 
     def queries(self) -> frozenset[str]:
         """Names of the questions that may be asked."""

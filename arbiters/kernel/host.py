@@ -7,7 +7,7 @@ from typing import Any
 
 from arbiters.errors import NotFoundError, SomaError, UnavailableError
 from arbiters.events import ArbiterFailed, Envelope, Event, decode
-from arbiters.kernel.arbiter import Arbiter
+from arbiters.kernel.arbiter import Arbiter, Said
 from arbiters.kernel.bus import Publisher
 from arbiters.ports import Clock, DeadLetter, EventLog, Ids, Ledger
 
@@ -31,9 +31,8 @@ class Host:
         self._ledger = ledger
         self._clock = clock
         self._publisher = Publisher(log=log, clock=clock, ids=ids, producer=arbiter.name)
-        self._handlers = arbiter.handlers()
         self._queries = arbiter.queries()
-        self._types = frozenset(self._handlers)
+        self._types = frozenset(arbiter.handlers())
         self._cursor = 0
         self._moved = asyncio.Condition()
 
@@ -129,8 +128,8 @@ class Host:
             await self._ledger.advance(envelope.offset, [])
         await self._at(envelope.offset)
 
-    def _hear(self, envelope: Envelope) -> Any:
-        return self._handlers[envelope.type](self.arbiter, decode(envelope), envelope)
+    def _hear(self, envelope: Envelope) -> Said:
+        return self.arbiter.hear(decode(envelope), envelope)
 
     def _wrap(self, event: Event, cause: Envelope, which: int | str) -> Envelope:
         key = f"{self.arbiter.name}/{cause.id}/{which}"

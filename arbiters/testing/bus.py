@@ -53,9 +53,7 @@ def enveloped(event: Event, **circumstances: Any) -> Envelope:
 
 async def react(arbiter: Arbiter, event: Event, **circumstances: Any) -> list[Event]:
     """What an arbiter says about an event."""
-    envelope = enveloped(event, **circumstances)
-    handler = arbiter.handlers()[event.type]
-    return [said async for said in handler(arbiter, event, envelope)]
+    return [said async for said in arbiter.hear(event, enveloped(event, **circumstances))]
 
 
 # --- the log and the ledger ----------------------------------------------------------------
