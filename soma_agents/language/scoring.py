@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from arbiters.errors import InvalidError
 from soma_agents.language.model import LanguageModel
+from soma_agents.language.prefix import hidden_behind_prefix, worthwhile_prefix
 from soma_agents.language.tokenizer import ChatTokenizer, Message
 from soma_agents.language.transformer import Lora
 
@@ -103,12 +104,15 @@ def _score(texts: Sequence[ScoredText], model: LanguageModel, lora: Lora | None)
     tokens = torch.zeros(len(texts), max(map(_length, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
         tokens[row, : _length(text)] = torch.tensor(text.prompt + text.target)
-    hidden = model.transformer.hidden(tokens, lora=lora)
-    return [_one(hidden[row], text, model) for row, text in enumerate(texts)]
+    # The last prompt token's own output predicts the first target token.
+    room = min(len(text.prompt) for text in texts) - 1
+    prefix = worthwhile_prefix([text.prompt for text in texts], at_most=room)
+    hidden = hidden_behind_prefix(model.transformer, tokens, prefix, lora=lora)
+    return [_one(hidden[row], text, model, prefix) for row, text in enumerate(texts)]
 
 
-def _one(hidden: Tensor, text: ScoredText, model: LanguageModel) -> float:
-    start = len(text.prompt) - 1  # its output predicts the first target token
+def _one(hidden: Tensor, text: ScoredText, model: LanguageModel, prefix: int) -> float:
+    start = len(text.prompt) - 1 - prefix
     logits = model.transformer.head(hidden[start : start + len(text.target)]).float()
     losses = F.cross_entropy(logits, torch.tensor(text.target), reduction="none")
     return -losses.double().sum().item()

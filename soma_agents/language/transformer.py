@@ -130,6 +130,25 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q kᵀ / √D) v of q (B, H, T, D) and k, v (B, Hkv, S, D) → (B, H, T, D).
+
+    `mask` (T, S) is True where a query may look; None is causal with T = S. Where gradients are
+    wanted on a CPU it is written out: the fused kernel's backward pass is some four times slower.
+    """
+    if not (q.requires_grad and q.device.type == "cpu"):
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+    B, H, T, D = q.shape
+    groups, S = k.shape[1], k.shape[2]
+    hidden = torch.ones(T, S, dtype=torch.bool).triu(1) if mask is None else ~mask
+    queries = q.reshape(B, groups, H // groups * T, D)  # the heads of a group share their keys
+    weights = (queries @ k.transpose(-1, -2)).view(B, H, T, S) * D**-0.5
+    weights = weights.masked_fill(hidden, -torch.inf).softmax(-1)
+    return (weights.view(B, groups, H // groups * T, S) @ v).view(B, H, T, D)
+
+
 class Block(nn.Module):
     """Attention, then SwiGLU, each behind a norm and added to the stream."""
 
@@ -176,9 +195,7 @@ class Block(nn.Module):
             k, v = cache.extend(self.layer, k, v)
             if (past := k.shape[2] - T) > 0:
                 mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+        y = attention(q, k, v, mask)
         return self._project("out", y.transpose(1, 2).reshape(B, T, -1), lora)
 
     def _project(self, site: str, x: Tensor, lora: Lora | None) -> Tensor:
