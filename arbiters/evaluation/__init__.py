@@ -1,0 +1,1 @@
+"""Evaluation: the only one allowed to say that a candidate is better."""
