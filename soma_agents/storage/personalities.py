@@ -1,10 +1,11 @@
 """The personality towards each user, revision by revision."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 
 from arbiters.errors import ConflictError
-from arbiters.ports import PersonalityRevision
+from arbiters.ports import NOTES_KEPT, PersonalityRevision
 from soma_agents.storage.database import Database, Schema, as_text
 
 
@@ -25,6 +26,15 @@ class SqlitePersonalityStore:
                 at TEXT NOT NULL,
                 PRIMARY KEY (tenant, user, revision)
             ) STRICT;
+            CREATE TABLE notes (
+                place INTEGER PRIMARY KEY AUTOINCREMENT,
+                tenant TEXT NOT NULL,
+                user TEXT NOT NULL,
+                name TEXT NOT NULL,
+                noted TEXT NOT NULL,
+                UNIQUE (tenant, user, name)
+            ) STRICT;
+            CREATE INDEX notes_by_place ON notes (tenant, user, place);
             """,
         ),
     )
@@ -75,3 +85,24 @@ class SqlitePersonalityStore:
             )
             for revision, dimensions, messages, because, at in rows
         ]
+
+    async def note(self, tenant: str, user: str, name: str, values: Mapping[str, float]) -> None:
+        """See `PersonalityStore.note`."""
+        async with self._database.transaction():
+            await self._database.execute(
+                "INSERT OR REPLACE INTO notes (tenant, user, name, noted) VALUES (?, ?, ?, ?)",
+                (tenant, user, name, json.dumps(dict(values))),
+            )
+            await self._database.execute(
+                "DELETE FROM notes WHERE tenant = ?1 AND user = ?2 AND place <= (SELECT place"
+                " FROM notes WHERE tenant = ?1 AND user = ?2 ORDER BY place DESC LIMIT 1 OFFSET ?3)",
+                (tenant, user, NOTES_KEPT),
+            )
+
+    async def noted(self, tenant: str, user: str, name: str) -> Mapping[str, float] | None:
+        """See `PersonalityStore.noted`."""
+        row = await self._database.row(
+            "SELECT noted FROM notes WHERE tenant = ? AND user = ? AND name = ?",
+            (tenant, user, name),
+        )
+        return json.loads(row[0]) if row else None
