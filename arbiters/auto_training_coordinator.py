@@ -70,14 +70,8 @@ class AutoTrainingCoordinator(Arbiter):
 
     # --- counting --------------------------------------------------------------------------
 
-    @on(MessageReceived)
-    async def count_message(self, _: MessageReceived, envelope: Envelope) -> Said:
-        """One more."""
-        for said in await self._count(1, envelope):
-            yield said
-
-    @on(ReplyGiven)
-    async def count_reply(self, _: ReplyGiven, envelope: Envelope) -> Said:
+    @on(MessageReceived, ReplyGiven)
+    async def count_turn(self, _: MessageReceived | ReplyGiven, envelope: Envelope) -> Said:
         """One more."""
         for said in await self._count(1, envelope):
             yield said
@@ -156,31 +150,25 @@ class AutoTrainingCoordinator(Arbiter):
             )
 
     @on(TrainingProgressed)
-    async def note_progress(self, event: TrainingProgressed, _: Envelope) -> Said:
+    async def note_progress(self, event: TrainingProgressed, _: Envelope) -> None:
         """So far."""
         state = await self._at(event.round, "training")
         if state is not None:
             await self._rounds.save(replace(state, progress=event.step / event.steps))
-        return
-        yield  # pragma: no cover - has nothing to say
 
     @on(TrainingFinished)
-    async def have_evaluated(self, event: TrainingFinished, _: Envelope) -> Said:
+    async def have_evaluated(self, event: TrainingFinished, _: Envelope) -> None:
         """The evaluation has heard it as well and goes on."""
         state = await self._at(event.round, "training")
         if state is not None:
             await self._rounds.save(replace(state, step="evaluating", progress=0.0))
-        return
-        yield  # pragma: no cover - has nothing to say
 
     @on(CanaryStarted)
-    async def note_canary(self, event: CanaryStarted, _: Envelope) -> Said:
+    async def note_canary(self, event: CanaryStarted, _: Envelope) -> None:
         """The candidate is tried in use; that may take days."""
         state = await self._at(event.round, "evaluating")
         if state is not None:
             await self._rounds.save(replace(state, step="canary"))
-        return
-        yield  # pragma: no cover - has nothing to say
 
     # --- ending ----------------------------------------------------------------------------
 

@@ -569,7 +569,7 @@ class ExperimentStore(Protocol):
         ...
 
     async def finished(self, *, limit: int = 50) -> list[ExperimentState]:
-        """Those with a verdict, newest first."""
+        """Those with a verdict; the one that started last comes first."""
         ...
 
     async def next_ordinal(self) -> int:

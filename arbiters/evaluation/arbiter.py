@@ -88,7 +88,7 @@ class EvaluationArbiter(Arbiter):
     # --- a candidate appears ---------------------------------------------------------------
 
     @on(RoundStarted)
-    async def open(self, event: RoundStarted, _: Envelope) -> Said:
+    async def open(self, event: RoundStarted, _: Envelope) -> None:
         """Begin the round's receipt."""
         await self._experiments.save(
             ExperimentState(
@@ -102,11 +102,9 @@ class EvaluationArbiter(Arbiter):
                 started_at=self._clock.now(),
             )
         )
-        return
-        yield  # pragma: no cover - has nothing to say
 
     @on(DatasetExported)
-    async def note_dataset(self, event: DatasetExported, _: Envelope) -> Said:
+    async def note_dataset(self, event: DatasetExported, _: Envelope) -> None:
         """Remember what there is to learn from."""
         state = await self._gate.unfinished(event.round)
         if state is not None:
@@ -122,8 +120,6 @@ class EvaluationArbiter(Arbiter):
                 "targets_by_kind": event.targets_by_kind,
             }
             await self._experiments.save(replace(state, offline={"learnt": learnt}))
-        return
-        yield  # pragma: no cover - has nothing to say
 
     @on(TrainingFinished)
     async def register(self, event: TrainingFinished, _: Envelope) -> Said:
@@ -217,22 +213,18 @@ class EvaluationArbiter(Arbiter):
                 yield said
 
     @on(RoundFinished)
-    async def note_failure(self, event: RoundFinished, _: Envelope) -> Said:
+    async def note_failure(self, event: RoundFinished, _: Envelope) -> None:
         """A round that failed on its way has a receipt as well."""
         state = await self._gate.unfinished(event.round)
         if state is not None:
             await self._gate.close(state, event.verdict, event.because)
-        return
-        yield  # pragma: no cover - has nothing to say
 
     # --- in use ----------------------------------------------------------------------------
 
     @on(ReplyGiven)
-    async def note_reply(self, event: ReplyGiven, _: Envelope) -> Said:
+    async def note_reply(self, event: ReplyGiven, _: Envelope) -> None:
         """Remember who answered, so that a rating finds its model."""
         await self._experiments.note_inference(event.inference, event.experiment or "", event.model)
-        return
-        yield  # pragma: no cover - has nothing to say
 
     @on(FeedbackGiven)
     async def note_rating(self, event: FeedbackGiven, _: Envelope) -> Said:

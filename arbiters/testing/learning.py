@@ -153,8 +153,9 @@ class MemoryExperimentStore(Memory):
         return [e for e in self._experiments.values() if e.phase != "finished"]
 
     async def finished(self, *, limit: int = 50) -> list[ExperimentState]:
-        found = [e for e in self._experiments.values() if e.phase == "finished"]
-        return sorted(found, key=lambda e: e.ordinal, reverse=True)[:limit]
+        newest_first = reversed(self._experiments.values())
+        found = [e for e in newest_first if e.phase == "finished"]
+        return sorted(found, key=lambda e: e.started_at, reverse=True)[:limit]
 
     async def next_ordinal(self) -> int:
         return max((e.ordinal for e in self._experiments.values()), default=0) + 1
