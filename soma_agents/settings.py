@@ -142,6 +142,11 @@ class Settings(Section):
         return self.home / "log" / "events.db"
 
     @property
+    def keys_file(self) -> Path:
+        """The API keys."""
+        return self.home / "keys.json"
+
+    @property
     def url(self) -> str:
         """Where clients find SOMA."""
         return f"http://{self.server.host}:{self.server.port}"

@@ -8,7 +8,9 @@ import typer
 from soma_agents.cli.client import Daemon
 from soma_agents.cli.options import Home, Json, print_json, print_table, settings_of
 from soma_agents.runtime.importers import ImportedConversation, read_conversations
-from soma_agents.storage.keys import KeyRing
+from soma_agents.settings import Settings
+from soma_agents.storage.identifiers import SystemClock
+from soma_agents.storage.keys import ApiKeys
 
 GROUP = 200
 """Conversations sent in one request."""
@@ -77,14 +79,15 @@ def create_key(
     json: Json = False,
 ) -> None:
     """Make a key and print it, once; only its hash is kept."""
-    ring = KeyRing(settings_of(context, home).home)
-    secret = ring.create(name, user=user, role="admin" if admin else "user")
+    secret = _keys(settings_of(context, home)).create(
+        name, user=user, role="admin" if admin else "user"
+    )
     print_json({"name": name, "key": secret}) if json else print(secret)
 
 
 def list_keys(context: typer.Context, home: Home = None, json: Json = False) -> None:
     """List the keys without their secrets."""
-    found = KeyRing(settings_of(context, home).home).list()
+    found = _keys(settings_of(context, home)).list()
     rows = [(key.name, key.user, key.role) for key in found]
     if json:
         print_json([dict(zip(("name", "user", "role"), row, strict=True)) for row in rows])
@@ -98,5 +101,12 @@ def revoke_key(
     home: Home = None,
 ) -> None:
     """Make a key useless from now on."""
-    KeyRing(settings_of(context, home).home).revoke(name)
+    left = _keys(settings_of(context, home))
+    left.revoke(name)
     print(f"revoked {name}")
+    if not left.list():
+        print("no key is left: on loopback SOMA is open to everyone on this machine")
+
+
+def _keys(settings: Settings) -> ApiKeys:
+    return ApiKeys(settings.keys_file, SystemClock())
