@@ -1,0 +1,120 @@
+"""A specialist: a persona over a model. From a conversation to a prompt, with all that shaped it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from arbiters.errors import InvalidError
+from arbiters.events import ChatMessage
+from soma_agents.language.model import LanguageModel
+from soma_agents.language.requests import GenerationRequest
+from soma_agents.language.sampling import Sampling
+
+PERSONA = "You are SOMA, a helpful assistant who learns from the people it talks with."
+
+MOST_CHARACTERS_PER_TOKEN = 64
+"""Longer texts are refused before they are counted, which would take seconds."""
+
+
+class ContextLengthError(InvalidError):
+    """A prompt leaves no room for an answer. Nothing is ever cut off silently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the person who asks: sentences about them, and the personality's words."""
+
+    facts: tuple[str, ...] = ()
+    personality: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prompt that fits, and the hash of everything but the conversation that shaped it."""
+
+    request: GenerationRequest
+    config_hash: str
+
+
+class Specialist:
+    """One role of SOMA: it turns what was said into a request to the engine."""
+
+    def __init__(
+        self, model: LanguageModel, *, name: str = "personal", persona: str = PERSONA
+    ) -> None:
+        self.name = name
+        self.model = model
+        self._persona = persona
+
+    def system(self, known: Known, client: str = "") -> str:
+        """The system message: the client's own words first, then persona, person, personality."""
+        parts = [client, self._persona]
+        if known.facts:
+            parts.append("About the user: " + " ".join(known.facts))
+        parts.append(known.personality)
+        return "\n".join(part for part in parts if part)
+
+    def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        sampling: Sampling,
+        *,
+        adapter: str | None,
+        known: Known,
+        tenant: str,
+    ) -> Prepared:
+        """A request for the next turn of a conversation.
+
+        Raises:
+            ContextLengthError: the conversation is longer than the model's context.
+        """
+        own, said = "", messages
+        if messages[0].role == "system":
+            own, said = messages[0].content, messages[1:]
+        system = self.system(known, own)
+        turns = [ChatMessage(role="system", content=system), *said]
+        text = self.model.tokenizer.render(turns, add_generation_prompt=True)
+        return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system=system)
+
+    def continuation(
+        self, text: str, sampling: Sampling, *, adapter: str | None, tenant: str
+    ) -> Prepared:
+        """A request to go on with a bare text, without template, persona or memory.
+
+        Raises:
+            ContextLengthError: the text is longer than the model's context.
+        """
+        return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system="")
+
+    def _prepare(
+        self, text: str, sampling: Sampling, *, adapter: str | None, tenant: str, system: str
+    ) -> Prepared:
+        context = self.model.config.context
+        if len(text) > context * MOST_CHARACTERS_PER_TOKEN:
+            raise ContextLengthError(
+                f"the prompt has {len(text)} characters, far more than the {context} tokens of "
+                "the model's context; send fewer or shorter messages"
+            )
+        prompt = tuple(self.model.tokenizer.encode(text))
+        if len(prompt) >= context:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens, the model's context holds {context} "
+                "with the answer; send fewer or shorter messages"
+            )
+        room = min(sampling.max_tokens, context - len(prompt))
+        shape = {
+            "base": self.model.id,
+            "adapter": adapter,
+            "specialist": self.name,
+            "system": system,
+            "sampling": asdict(sampling),
+        }
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+        request = GenerationRequest(
+            prompt=prompt,
+            sampling=replace(sampling, max_tokens=room),
+            adapter=adapter,
+            tenant=tenant,
+        )
+        return Prepared(request=request, config_hash=digest[:16])

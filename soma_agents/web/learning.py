@@ -1,0 +1,234 @@
+"""`/api/training`, `/api/receipts`, `/api/models`, `/api/import`: what SOMA learns and from what."""
+
+import asyncio
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from arbiters.errors import ConflictError, NotFoundError, UnavailableError
+from arbiters.events import (
+    ChatMessage,
+    ConversationImported,
+    Envelope,
+    Event,
+    PromotionRequested,
+    RollbackRequested,
+    RoundRequested,
+)
+from soma_agents.web.dependencies import Exports, Identity, Imports, Looks, Parts, Promotes, Trains
+from soma_agents.web.services import Services
+
+router = APIRouter(prefix="/api", tags=["Learning"])
+
+IMPORT_GROUP = 500
+"""Conversations appended to the log together."""
+WISH_SECONDS = 20.0
+"""How long an answer to a wish is waited for."""
+_ANSWERS = frozenset({"ModelPromoted", "ModelRolledBack", "RequestRefused"})
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+# --- rounds --------------------------------------------------------------------------------
+
+
+@router.get("/training/export")
+async def export(services: Parts, _: Exports) -> dict[str, Any]:
+    """The newest dataset: where it lies, what is in it."""
+    return await services.directory.ask("training_data_exporter", "export")
+
+
+@router.get("/training/stats")
+async def stats(services: Parts, _: Looks) -> dict[str, Any]:
+    """How much is new, when the next round is due, and what the data is made of."""
+    async with asyncio.TaskGroup() as group:
+        coordinator = group.create_task(
+            services.directory.ask("auto_training_coordinator", "statistics")
+        )
+        exporter = group.create_task(services.directory.ask("training_data_exporter", "statistics"))
+    return coordinator.result() | {"data": exporter.result()}
+
+
+@router.post("/training/rounds", status_code=202)
+async def begin_round(services: Parts, asked: Trains) -> dict[str, str]:
+    """Ask for a round now; follow it at `/api/training/rounds/{request}`."""
+    caller = asked.caller
+    said = await services.publisher.publish(
+        RoundRequested(by="user"), tenant=caller.tenant, user=caller.user
+    )
+    return {"request": said.id, "follow": f"/api/training/rounds/{said.id}"}
+
+
+@router.get("/training/rounds")
+async def rounds(services: Parts, _: Looks, limit: Limit = 50) -> dict[str, Any]:
+    """The rounds, newest first."""
+    found = await services.directory.ask("auto_training_coordinator", "rounds", limit=limit)
+    return {"data": [_round(state) for state in found]}
+
+
+@router.get("/training/rounds/{identity}")
+async def one_round(identity: str, services: Parts, asked: Looks) -> dict[str, Any]:
+    """A round, by its own id or by that of the request that asked for it."""
+    for state in await services.directory.ask("auto_training_coordinator", "rounds", limit=1000):
+        if state.id == identity:
+            return _round(state)
+    request = await services.log.find(identity)
+    if request is None or request.type != "RoundRequested":
+        raise NotFoundError(f"there is no round and no request for one with id {identity!r}")
+    for envelope in await services.log.caused_by(identity):
+        if envelope.type == "RoundStarted":
+            return await one_round(envelope.payload["round"], services, asked)
+        if envelope.type == "RequestRefused":
+            return _refused(envelope.payload["because"])
+    return {"id": None, "step": "requested", "progress": 0.0, "verdict": None, "because": ""} | {
+        "seconds": None
+    }
+
+
+def _round(state: Any) -> dict[str, Any]:
+    seconds = (state.finished_at - state.started_at).total_seconds() if state.finished_at else None
+    return asdict(state) | {"seconds": seconds}
+
+
+def _refused(because: str) -> dict[str, Any]:
+    return {"id": None, "step": "finished", "progress": 1.0, "verdict": "failed"} | {
+        "because": because,
+        "seconds": 0.0,
+    }
+
+
+@router.get("/receipts")
+async def receipts(services: Parts, _: Looks, limit: Limit = 50) -> dict[str, Any]:
+    """What was learnt, what it did and what it cost; newest first."""
+    return {"data": await services.directory.ask("evaluation", "receipts", limit=limit)}
+
+
+# --- models --------------------------------------------------------------------------------
+
+
+@router.get("/models")
+async def models(services: Parts, _: Looks) -> dict[str, Any]:
+    """Every model version with its stage and lineage, newest first."""
+    found = await services.directory.ask("evaluation", "models")
+    return {"data": [asdict(version) for version in found]}
+
+
+@router.post("/models/rollback")
+async def rollback(services: Parts, asked: Promotes) -> dict[str, Any]:
+    """Undo the last promotion."""
+    return await _wish(services, asked, RollbackRequested())
+
+
+@router.post("/models/{model}/promote")
+async def promote(model: str, services: Parts, asked: Promotes) -> dict[str, Any]:
+    """Make a version that has passed the gate the champion; by name or id."""
+    found = await services.directory.ask("evaluation", "models")
+    version = next((v for v in found if model in {v.id, v.name}), None)
+    if version is None:
+        raise NotFoundError(f"there is no model {model!r}; GET /api/models lists them")
+    return await _wish(services, asked, PromotionRequested(model=version.id))
+
+
+async def _wish(services: Services, asked: Identity, event: Event) -> dict[str, Any]:
+    """Say a wish, wait for what becomes of it and until it is in effect here.
+
+    Raises:
+        ConflictError: it was refused; the message says why.
+        UnavailableError: nobody answered in time; the wish stands.
+    """
+    caller = asked.caller
+    wish = await services.publisher.publish(event, tenant=caller.tenant, user=caller.user)
+    answer = await _answer_to(services, wish)
+    if answer.type == "RequestRefused":
+        raise ConflictError(answer.payload["because"])
+    await services.rollout.reached(answer.offset)
+    champion = services.rollout.lineup.champion
+    return {
+        "champion": {"name": champion.name, "id": champion.id},
+        "because": answer.payload["because"],
+        "event": answer.id,
+    }
+
+
+async def _answer_to(services: Services, wish: Envelope) -> Envelope:
+    cursor = wish.offset
+    try:
+        async with asyncio.timeout(WISH_SECONDS):
+            while True:
+                batch = await services.log.read(cursor, types=_ANSWERS, wait=WISH_SECONDS)
+                cursor = batch.end
+                for envelope in batch.envelopes:
+                    if envelope.cause == wish.id:
+                        return envelope
+    except TimeoutError:
+        raise UnavailableError(
+            f"the evaluation has not answered {wish.type} {wish.id} yet; GET /api/models tells"
+        ) from None
+
+
+# --- import --------------------------------------------------------------------------------
+
+
+class Conversation(BaseModel):
+    """A conversation from elsewhere. `digest` is of its content: the same is imported once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    title: Annotated[str, Field(max_length=1000)] = ""
+    source: Annotated[str, Field(min_length=1, max_length=200)]
+    digest: Annotated[str, Field(min_length=8, max_length=128)]
+    happened_at: datetime | None = None
+    held_out: bool = False
+
+
+class Import(BaseModel):
+    """Conversations to take in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    conversations: Annotated[list[Conversation], Field(max_length=10_000)]
+
+
+@router.post("/import")
+async def take_in(body: Import, services: Parts, asked: Imports) -> dict[str, int]:
+    """Import conversations; what was imported before is recognised and not taken twice."""
+    caller = asked.caller
+    total = {"conversations": 0, "messages": 0, "duplicates": 0}
+    for start in range(0, len(body.conversations), IMPORT_GROUP):
+        group = body.conversations[start : start + IMPORT_GROUP]
+        before = await services.log.end()
+        offsets = await services.publisher.publish_all(
+            [_imported(services, asked, conversation) for conversation in group]
+        )
+        seen = set[int]()
+        for conversation, offset in zip(group, offsets, strict=True):
+            if offset <= before or offset in seen:
+                total["duplicates"] += 1
+                continue
+            seen.add(offset)
+            total["conversations"] += 1
+            total["messages"] += len(conversation.messages)
+        services.gateway.note(f"import/{caller.user}", max(offsets, default=0))
+    return total
+
+
+def _imported(services: Services, asked: Identity, conversation: Conversation) -> Envelope:
+    event = ConversationImported(
+        conversation=services.ids.new(),
+        digest=conversation.digest,
+        source=conversation.source,
+        title=conversation.title,
+        messages=tuple(conversation.messages),
+        happened_at=conversation.happened_at,
+        held_out=conversation.held_out,
+    )
+    caller = asked.caller
+    return services.publisher.wrap(
+        event,
+        tenant=caller.tenant,
+        user=caller.user,
+        idempotency=f"import/{caller.tenant}/{caller.user}/{conversation.digest}",
+    )

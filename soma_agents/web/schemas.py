@@ -1,0 +1,218 @@
+"""What clients send to `/v1`: OpenAI's requests, with everything SOMA cannot do refused clearly."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from arbiters.events import ChatMessage
+from soma_agents.language.sampling import Sampling
+from soma_agents.web.errors import ParameterError
+
+MAX_STOPS = 16
+SEED_LIMIT = 2**63
+TEMPERATURE, TOP_P = 0.2, 0.9
+"""When a request says neither: as SmolLM2's authors advise."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Request(BaseModel):
+    """Strict about types; fields that SOMA does not know are ignored, as OpenAI's servers do."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class TextPart(Request):
+    """A part of a message's content."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Request):
+    """One message of a chat."""
+
+    role: str
+    content: str | list[TextPart]
+
+    def spoken(self, index: int) -> ChatMessage:
+        """The message as SOMA keeps it.
+
+        Raises:
+            ParameterError: a role or kind of content that SOMA has no use for.
+        """
+        where = f"messages.{index}"
+        role = "system" if self.role == "developer" else self.role
+        if role not in {"system", "user", "assistant"}:
+            raise ParameterError(
+                f"{where}.role is {self.role!r}; use 'system', 'user' or 'assistant'",
+                param=f"{where}.role",
+            )
+        return ChatMessage(role=role, content=self._text(where))  # type: ignore[arg-type]
+
+    def _text(self, where: str) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        for part in self.content:
+            if part.type != "text" or part.text is None:
+                raise ParameterError(
+                    f"{where}.content has a part of type {part.type!r}; SOMA reads only text",
+                    param=f"{where}.content",
+                )
+        return "".join(part.text or "" for part in self.content)
+
+
+class StreamOptions(Request):
+    """What else a stream carries."""
+
+    include_usage: bool = False
+
+
+class SamplingRequest(Request):
+    """How to choose tokens; the names of OpenAI, and of vLLM where OpenAI has none."""
+
+    model: str = "soma"
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
+    seed: Annotated[int, Field(ge=-SEED_LIMIT, lt=SEED_LIMIT)] | None = None
+    stop: str | list[str] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: int | None = None
+    presence_penalty: Finite | None = None
+    frequency_penalty: Finite | None = None
+    logit_bias: dict[str, Any] | None = None
+
+    def sampling(self, *, max_tokens: int, logprobs: int | None) -> Sampling:
+        """The engine's settings for this request; `max_tokens` unless the request says.
+
+        Raises:
+            ParameterError: names the field that is not accepted.
+        """
+        self._refuse_unsupported()
+        temperature, top_p = _or(self.temperature, 1.0), _or(self.top_p, 1.0)
+        if self.temperature is None and self.top_p is None:
+            temperature, top_p = TEMPERATURE, TOP_P
+        return Sampling(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=_or(self.top_k, 0),
+            min_p=_or(self.min_p, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            seed=self.seed,
+            stop=self._stops(),
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+        )
+
+    def _refuse_unsupported(self) -> None:
+        if self.n not in {None, 1}:
+            raise ParameterError(f"n is {self.n}; SOMA gives one answer a request", param="n")
+        for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
+            if getattr(self, name):
+                raise ParameterError(
+                    f"{name} is not supported; use repetition_penalty or leave it out", param=name
+                )
+
+    def _stops(self) -> tuple[str, ...]:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stops) > MAX_STOPS or "" in stops:
+            raise ParameterError(
+                f"stop must be up to {MAX_STOPS} strings that are not empty", param="stop"
+            )
+        return stops
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+class ChatRequest(SamplingRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    response_format: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+
+    def spoken(self) -> list[ChatMessage]:
+        """The transcript; its last message is the user's new one.
+
+        Raises:
+            ParameterError: names the message that is not accepted.
+        """
+        messages = [message.spoken(index) for index, message in enumerate(self.messages)]
+        if messages[-1].role != "user" or not messages[-1].content.strip():
+            raise ParameterError(
+                "the last message must be the user's and not empty", param="messages"
+            )
+        return messages
+
+    def chat_sampling(self, default_tokens: int) -> Sampling:
+        """The engine's settings.
+
+        Raises:
+            ParameterError: names the field that is not accepted.
+        """
+        for name in ("tools", "functions"):
+            if getattr(self, name):
+                raise ParameterError(f"{name} are not supported; leave them out", param=name)
+        if self.response_format and self.response_format.get("type") != "text":
+            raise ParameterError(
+                "response_format must be {'type': 'text'}", param="response_format"
+            )
+        if self.modalities not in (None, ["text"]):
+            raise ParameterError("modalities must be ['text']", param="modalities")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ParameterError("top_logprobs needs logprobs: true", param="top_logprobs")
+        tokens = self.max_completion_tokens or self.max_tokens or default_tokens
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self.sampling(max_tokens=tokens, logprobs=logprobs)
+
+
+class CompletionRequest(SamplingRequest):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    suffix: str | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+
+    def text(self) -> str:
+        """The one prompt.
+
+        Raises:
+            ParameterError: none, several, or an empty one.
+        """
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if len(prompts) != 1 or not prompts[0]:
+            raise ParameterError("prompt must be one text that is not empty", param="prompt")
+        return prompts[0]
+
+    def completion_sampling(self, default_tokens: int) -> Sampling:
+        """The engine's settings.
+
+        Raises:
+            ParameterError: names the field that is not accepted.
+        """
+        for name in ("suffix", "echo"):
+            if getattr(self, name):
+                raise ParameterError(f"{name} is not supported; leave it out", param=name)
+        if self.best_of not in {None, 1}:
+            raise ParameterError("best_of is not supported; leave it out", param="best_of")
+        return self.sampling(max_tokens=self.max_tokens or default_tokens, logprobs=self.logprobs)
+
+
+class ReasonRequest(SamplingRequest):
+    """`POST /api/reason`."""
+
+    message: Annotated[str, Field(min_length=1)]
+    conversation: Annotated[str, Field(min_length=1, max_length=128)] | None = None

@@ -1,0 +1,94 @@
+"""The parts of SOMA that the web interface is put over."""
+
+from dataclasses import dataclass
+
+from arbiters.kernel.bus import Publisher
+from arbiters.kernel.directory import Directory
+from arbiters.ports import Clock, EventLog, Ids
+from soma_agents.language.model import LanguageModel
+from soma_agents.serving.backend import Backend
+from soma_agents.serving.gateway import Gateway
+from soma_agents.serving.rollout import Rollout
+from soma_agents.serving.specialist import Specialist
+from soma_agents.settings import Settings
+from soma_agents.storage.keys import ApiKeys
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a handler may use. `start` and `close` are the application's lifespan."""
+
+    settings: Settings
+    log: EventLog
+    publisher: Publisher
+    directory: Directory
+    model: LanguageModel
+    engine: Backend
+    rollout: Rollout
+    gateway: Gateway
+    keys: ApiKeys
+    clock: Clock
+    ids: Ids
+
+    @classmethod
+    def over(
+        cls,
+        *,
+        settings: Settings,
+        log: EventLog,
+        directory: Directory,
+        model: LanguageModel,
+        engine: Backend,
+        keys: ApiKeys,
+        clock: Clock,
+        ids: Ids,
+        cores: tuple[int, ...],
+    ) -> "Services":
+        """Build the gateway and the rollout over a log, the arbiters and a started engine."""
+        publisher = Publisher(log=log, clock=clock, ids=ids, producer="gateway")
+        rollout = Rollout(
+            engine=engine,
+            model=model,
+            directory=directory,
+            log=log,
+            publisher=publisher,
+            cores=cores,
+            max_adapters=settings.engine.adapters,
+        )
+        gateway = Gateway(
+            engine=engine,
+            specialist=Specialist(model),
+            rollout=rollout,
+            directory=directory,
+            log=log,
+            publisher=publisher,
+            ids=ids,
+            capacity=settings.engine.slots + settings.server.max_waiting,
+        )
+        return cls(
+            settings=settings,
+            log=log,
+            publisher=publisher,
+            directory=directory,
+            model=model,
+            engine=engine,
+            rollout=rollout,
+            gateway=gateway,
+            keys=keys,
+            clock=clock,
+            ids=ids,
+        )
+
+    async def start(self) -> None:
+        """Load who is in service and learn where conversations stand."""
+        await self.rollout.start()
+        await self.gateway.start()
+
+    async def close(self) -> None:
+        """End the turns under way, then stop following the log."""
+        await self.gateway.close()
+        await self.rollout.close()
+
+    def now(self) -> int:
+        """Unix time in seconds."""
+        return int(self.clock.now().timestamp())
