@@ -11,8 +11,8 @@ from math import comb, isfinite, log, log1p, pi, sqrt
 
 TRUNCATION = 0.5
 """c of Waudby-Smith & Ramdas: no bet may lose more than this share of the capital."""
-BISECTIONS = 34
-"""Halvings of the range for each end: the ends are exact to range / 2^34, on the safe side."""
+BISECTIONS = 24
+"""Halvings of the range for each end: the ends are exact to range / 2^24, on the safe side."""
 
 
 @dataclass(frozen=True, slots=True)
