@@ -1,13 +1,14 @@
 """What an arbiter is: handlers that hear one type of event each and say others."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from functools import cache
 from inspect import getmembers
 from typing import Any, ClassVar, TypeVar
 
 from arbiters.events import Envelope, Event
 
-Said = AsyncIterator[Event]
+Said = AsyncGenerator[Event]
 """What a handler yields: the events it has to say about the one it heard."""
 
 Handler = Callable[[Any, Any, Envelope], Said | Awaitable[None]]
@@ -58,8 +59,9 @@ class Arbiter:
         if isinstance(said, Awaitable):
             await said
             return
-        async for another in said:
-            yield another
+        async with aclosing(said):
+            async for another in said:
+                yield another
 
     def queries(self) -> frozenset[str]:
         """Names of the questions that may be asked."""

@@ -1,11 +1,19 @@
 """Driving an arbiter: pull after the cursor, handle, commit, publish; again after any crash."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-from arbiters.errors import NotFoundError, SomaError, UnavailableError
+from arbiters.errors import (
+    CorruptError,
+    NotFoundError,
+    SomaError,
+    StorageFullError,
+    UnavailableError,
+)
 from arbiters.events import ArbiterFailed, Envelope, Event, decode
 from arbiters.kernel.arbiter import Arbiter, Said
 from arbiters.kernel.bus import Publisher
@@ -14,6 +22,8 @@ from arbiters.ports import Clock, DeadLetter, EventLog, Ids, Ledger
 MAX_ATTEMPTS = 5
 POLL_SECONDS = 5.0
 RETRY_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)
+NOT_THE_EVENT = (StorageFullError, CorruptError)
+"""Failures that no other event would fare better with."""
 
 
 class Host:
@@ -35,14 +45,25 @@ class Host:
         self._types = frozenset(arbiter.handlers())
         self._cursor = 0
         self._moved = asyncio.Condition()
+        self._unsent = True
+        self._broken_off: int | None = None
 
     # --- running ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Handle what comes, until cancelled. A transaction under way is finished first."""
+        """Handle what comes, until cancelled: at once while waiting, else after the commit.
+
+        A full disk or a log that is away are waited out.
+
+        Raises:
+            CorruptError: the log or the arbiter's database is damaged.
+        """
         await self._load()
         while True:
-            await self._whole(self.step(wait=POLL_SECONDS))
+            try:
+                await self.step(wait=POLL_SECONDS)
+            except (StorageFullError, UnavailableError):
+                await asyncio.sleep(POLL_SECONDS)
 
     async def drain(self) -> None:
         """Handle everything there is now, and everything that follows from it; for tests."""
@@ -52,68 +73,90 @@ class Host:
 
     async def step(self, *, wait: float) -> bool:
         """Pull and handle one batch; whether there was something."""
+        await self._flush()
         batch = await self._log.read(
             self._cursor, limit=self.arbiter.batch, types=self._types, wait=wait
         )
         if batch.envelopes:
-            await self._handle(batch.envelopes)
+            await self._finish(self._handle(batch.envelopes))
         await self._at(batch.end)
         return bool(batch.envelopes)
 
     async def _load(self) -> None:
         self._cursor = await self._ledger.cursor()
-        await self._flush()
+        self._unsent = True
 
-    @staticmethod
-    async def _whole(work: Any) -> None:
-        """Await `work` to its end even when cancelled: no transaction stays half open."""
+    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await `work` to its end even when cancelled, unless it is a long one.
+
+        A long handler is outside any transaction and can be done again: it stops at once.
+        """
         task = asyncio.ensure_future(work)
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            # Only a wait for news may be cut short; a batch being handled runs to its commit.
-            await asyncio.wait([task], timeout=POLL_SECONDS + 1)
+            if self.arbiter.batch == 1:
+                task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # seen: after the restart the same batch is handled again
             raise
 
     # --- handling --------------------------------------------------------------------------
 
     async def _handle(self, envelopes: Sequence[Envelope]) -> None:
-        if len(envelopes) > 1 and await self._ledger.attempt(envelopes[0].offset) == 0:
+        if len(envelopes) > 1 and await self._attempt(envelopes[0]) == 0:
             try:
                 await self._commit(envelopes)
+            except NOT_THE_EVENT:
+                self._broken_off = envelopes[0].offset
+                raise
             except Exception:  # noqa: BLE001, S110 - found again below, one by one
                 pass
             else:
+                await self._publish(envelopes[-1].offset)
                 return
         for envelope in envelopes:
             await self._handle_one(envelope)
+            await self._publish(envelope.offset)
 
     async def _handle_one(self, envelope: Envelope) -> None:
         error = "the process died while handling it"
-        while (attempts := await self._ledger.attempt(envelope.offset)) < MAX_ATTEMPTS:
+        while (attempts := await self._attempt(envelope)) < MAX_ATTEMPTS:
             await asyncio.sleep(RETRY_SECONDS[attempts])
             try:
                 await self._commit([envelope])
+            except NOT_THE_EVENT:
+                self._broken_off = envelope.offset
+                raise
             except Exception as failure:  # noqa: BLE001 - becomes a dead letter and an event
                 error = f"{type(failure).__name__}: {failure}"
             else:
                 return
         await self._bury(envelope, MAX_ATTEMPTS, error)
 
-    async def _commit(self, envelopes: Sequence[Envelope]) -> None:
+    async def _attempt(self, envelope: Envelope) -> int:
+        """Count an attempt before it is made: the handler may take the process with it.
+
+        One that was broken off for reasons that lie outside the event does not count.
+        """
+        if self._broken_off == envelope.offset:
+            await self._ledger.forgive(envelope.offset)
+            self._broken_off = None
+        return await self._ledger.attempt(envelope.offset)
+
+    async def _commit(self, envelopes: Sequence[Envelope], *, dug_up: bool = False) -> None:
+        """Handle in one transaction. What is dug up leaves the dead letters in the same one."""
         if self.arbiter.batch == 1:
             await self._perform(envelopes[0])
-            return
         async with self._ledger.transaction():
-            said: list[Envelope] = []
-            for envelope in envelopes:
-                index = 0
-                async for event in self._hear(envelope):
-                    said.append(self._wrap(event, envelope, index))
-                    index += 1
+            said = list[Envelope]()
+            for envelope in envelopes if self.arbiter.batch > 1 else ():
+                heard = [event async for event in self._hear(envelope)]
+                said += [self._wrap(event, envelope, index) for index, event in enumerate(heard)]
             await self._ledger.advance(envelopes[-1].offset, said)
-        await self._flush()
-        await self._at(envelopes[-1].offset)
+            if dug_up:
+                await self._ledger.exhume(envelopes[-1].id)
 
     async def _perform(self, envelope: Envelope) -> None:
         """Handle a long piece of work outside any transaction, publishing as it goes.
@@ -121,12 +164,24 @@ class Host:
         Taken up again it may say less or other things than before, so its events are known by
         their content, not by their place.
         """
-        async for event in self._hear(envelope):
-            content = sha256(event.model_dump_json().encode()).hexdigest()
-            await self._log.append([self._wrap(event, envelope, f"{event.type}/{content}")])
-        async with self._ledger.transaction():
-            await self._ledger.advance(envelope.offset, [])
-        await self._at(envelope.offset)
+        try:
+            async with aclosing(self._hear(envelope)) as said:
+                async for event in said:
+                    content = sha256(event.model_dump_json().encode()).hexdigest()
+                    await self._say(self._wrap(event, envelope, f"{event.type}/{content}"))
+        except asyncio.CancelledError:
+            await self._ledger.forgive(envelope.offset)
+            raise
+
+    async def _say(self, said: Envelope) -> None:
+        """Append, however long the log is away: hours of work hang on it."""
+        while True:
+            try:
+                await self._log.append([said])
+            except (StorageFullError, UnavailableError):
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                return
 
     def _hear(self, envelope: Envelope) -> Said:
         return self.arbiter.hear(decode(envelope), envelope)
@@ -144,27 +199,30 @@ class Host:
             attempts=attempts,
             error=error,
         )
+        key = f"{self.arbiter.name}/{envelope.id}/failed"
+        said = self._publisher.wrap(failed, cause=envelope, idempotency=key)
         letter = DeadLetter(envelope=envelope, attempts=attempts, error=error, at=self._clock.now())
         async with self._ledger.transaction():
             await self._ledger.bury(letter)
-            await self._ledger.advance(
-                envelope.offset,
-                [
-                    self._publisher.wrap(
-                        failed,
-                        cause=envelope,
-                        idempotency=f"{self.arbiter.name}/{envelope.id}/failed",
-                    )
-                ],
-            )
+            await self._ledger.advance(envelope.offset, [said])
+
+    # --- publishing ------------------------------------------------------------------------
+
+    async def _publish(self, offset: int) -> None:
+        """What was committed up to `offset` goes out; whatever fails now is not done again."""
+        self._unsent = True
+        await self._at(offset)
         await self._flush()
-        await self._at(envelope.offset)
 
     async def _flush(self) -> None:
+        """Send what an earlier commit, perhaps of an earlier life, left in the outbox."""
+        if not self._unsent:
+            return
         waiting = await self._ledger.outbox()
         if waiting:
             await self._log.append(waiting)
             await self._ledger.sent(waiting)
+        self._unsent = False
 
     async def _at(self, offset: int) -> None:
         async with self._moved:
@@ -204,31 +262,19 @@ class Host:
             NotFoundError: there is no such dead letter.
             SomaError: it failed again; it is back among the dead letters.
         """
-        envelope = await self._ledger.exhume(event)
-        if envelope is None:
+        letters = await self._ledger.dead_letters()
+        letter = next((letter for letter in letters if letter.envelope.id == event), None)
+        if letter is None:
             raise NotFoundError(f"{self.arbiter.name} has no dead letter {event!r}")
         try:
-            await self._commit_out_of_order(envelope)
+            await self._commit([letter.envelope], dug_up=True)
+        except NOT_THE_EVENT:
+            raise
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
-            async with self._ledger.transaction():
-                await self._ledger.bury(
-                    DeadLetter(
-                        envelope=envelope,
-                        attempts=MAX_ATTEMPTS + 1,
-                        error=error,
-                        at=self._clock.now(),
-                    )
-                )
+            await self._ledger.bury(replace(letter, attempts=letter.attempts + 1, error=error))
             raise SomaError(
                 f"event {event} failed again in {self.arbiter.name}: {error}"
             ) from failure
-
-    async def _commit_out_of_order(self, envelope: Envelope) -> None:
-        async with self._ledger.transaction():
-            said = [
-                self._wrap(event, envelope, index)
-                for index, event in enumerate([event async for event in self._hear(envelope)])
-            ]
-            await self._ledger.advance(self._cursor, said)
+        self._unsent = True
         await self._flush()

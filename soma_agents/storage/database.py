@@ -246,8 +246,12 @@ class Database:
                 return CorruptError(f"{self.path} is damaged: {error}; restore it from a backup")
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                 return ConflictError(f"{self.path} is in use by another process; stop that first")
-            case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY:
-                return UnavailableError(f"{self.path} cannot be written: {error}; see the disk")
+            case sqlite3.SQLITE_IOERR:
+                return CorruptError(
+                    f"{self.path}: {error}; nobody knows what reached the disk, restart SOMA"
+                )
+            case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY:
+                return UnavailableError(f"{self.path} cannot be opened: {error}; see its rights")
             case _:
                 return error
 

@@ -9,6 +9,7 @@ from soma_agents.storage.database import Database, Row, Schema, as_text
 _EXPERIMENT = (
     "id, round, champion, candidate, ordinal, rules, phase, started_at, canary, offline, receipt"
 )
+_UPDATE = ", ".join(f"{name} = excluded.{name}" for name in _EXPERIMENT.split(", "))
 
 
 class SqliteExperimentStore:
@@ -53,8 +54,8 @@ class SqliteExperimentStore:
         """See `ExperimentStore.save`."""
         receipt = None if experiment.receipt is None else json.dumps(dict(experiment.receipt))
         await self._database.execute(
-            f"INSERT OR REPLACE INTO experiments ({_EXPERIMENT})"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO experiments ({_EXPERIMENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            f" ON CONFLICT (id) DO UPDATE SET {_UPDATE}",
             (
                 experiment.id,
                 experiment.round,
@@ -77,11 +78,13 @@ class SqliteExperimentStore:
 
     async def running(self) -> list[ExperimentState]:
         """See `ExperimentStore.running`."""
-        return await self._select("WHERE phase <> 'finished' ORDER BY ordinal")
+        return await self._select("WHERE phase <> 'finished' ORDER BY rowid")
 
     async def finished(self, *, limit: int = 50) -> list[ExperimentState]:
         """See `ExperimentStore.finished`."""
-        return await self._select("WHERE phase = 'finished' ORDER BY ordinal DESC LIMIT ?", limit)
+        return await self._select(
+            "WHERE phase = 'finished' ORDER BY started_at DESC, rowid DESC LIMIT ?", limit
+        )
 
     async def _select(self, condition: str, *parameters: str | int) -> list[ExperimentState]:
         rows = await self._database.rows(

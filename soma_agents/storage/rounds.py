@@ -6,6 +6,7 @@ from arbiters.ports import RoundState
 from soma_agents.storage.database import Database, Row, Schema, as_text
 
 _ROUND = "id, step, started_at, upto, progress, verdict, because, finished_at"
+_UPDATE = ", ".join(f"{name} = excluded.{name}" for name in _ROUND.split(", "))
 
 
 class SqliteRoundStore:
@@ -50,10 +51,7 @@ class SqliteRoundStore:
         """See `RoundStore.save`."""
         await self._database.execute(
             f"INSERT INTO rounds ({_ROUND}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (id) DO UPDATE SET step = excluded.step,"
-            " started_at = excluded.started_at, upto = excluded.upto,"
-            " progress = excluded.progress, verdict = excluded.verdict,"
-            " because = excluded.because, finished_at = excluded.finished_at",
+            f" ON CONFLICT (id) DO UPDATE SET {_UPDATE}",
             (
                 state.id,
                 state.step,
