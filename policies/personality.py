@@ -66,7 +66,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
         "casual",
         "formal",
         (
-            Term("formality", 35.0, 70.0),
+            Term("function_word_formality", 32.0, 58.0),
             Term("contractions_per_word", 0.08, 0.0),
             Term("emoji_per_word", 0.05, 0.0, weight=0.5),
         ),
