@@ -206,17 +206,10 @@ def _check(sample: PairedSample, rail: Guardrail, level: float) -> tuple[Measure
 
 
 def _rail_interval(sample: PairedSample, rail: Guardrail, level: float) -> Interval:
-    match rail.kind:
-        case "exact":
-            return Interval(sample.change, sample.change, sample.change, len(sample.differences))
-        case "median":
-            return median_interval(
-                sample.differences, low=sample.low, high=sample.high, alpha=level
-            )
-        case "veto":
-            return confidence_sequence(
-                sample.differences, low=sample.low, high=sample.high, alpha=level
-            )
+    if rail.kind == "exact":
+        return Interval(sample.change, sample.change, sample.change, len(sample.differences))
+    within = median_interval if rail.kind == "median" else confidence_sequence
+    return within(sample.differences, low=sample.low, high=sample.high, alpha=level)
 
 
 def _measured(sample: PairedSample, found: Interval, *, margin: float, ok: bool) -> Measured:
