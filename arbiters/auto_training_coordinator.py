@@ -92,11 +92,11 @@ class AutoTrainingCoordinator(Arbiter):
     @on(RoundRequested)
     async def request(self, event: RoundRequested, envelope: Envelope) -> Said:
         """A person or the schedule wants a round."""
-        match await self._is_due(event.by):
-            case Due(because):
-                yield await self._start(because, envelope)
-            case NotDue(because):
-                yield RequestRefused(because=because)
+        decision = await self._is_due(event.by)
+        if isinstance(decision, Due):
+            yield await self._start(decision.because, envelope)
+        else:
+            yield RequestRefused(because=decision.because)
 
     @on(ClockTicked)
     async def tick(self, _: ClockTicked, envelope: Envelope) -> Said:
@@ -105,11 +105,8 @@ class AutoTrainingCoordinator(Arbiter):
             yield said
 
     async def _start_if_due(self, envelope: Envelope) -> list[Event]:
-        match await self._is_due(None):
-            case Due(because):
-                return [await self._start(because, envelope)]
-            case NotDue():
-                return []
+        decision = await self._is_due(None)
+        return [await self._start(decision.because, envelope)] if isinstance(decision, Due) else []
 
     async def _is_due(self, requested: Literal["user", "schedule"] | None) -> Due | NotDue:
         running = await self._rounds.current()

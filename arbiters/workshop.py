@@ -13,7 +13,7 @@ from arbiters.kernel.arbiter import Arbiter, Said, on
 from arbiters.ports import Examiner, Trainer
 
 
-class WorkshopArbiter(Arbiter):
+class Workshop(Arbiter):
     """Trains and compares on request; decides nothing.
 
     What trainer and examiner expect to go wrong they say themselves. Anything else is raised, tried

@@ -31,7 +31,6 @@ from arbiters.ports import Clock, ExperimentState, ExperimentStore, ModelVersion
 from policies.evaluation import Unmeasurable, paired
 from policies.promotion import (
     Continue,
-    LiveHold,
     LivePromote,
     LiveReject,
     Promote,
@@ -262,17 +261,14 @@ class EvaluationArbiter(Arbiter):
             hours=((now or self._clock.now()) - since).total_seconds() / 3600,
             rules=rules,
         )
-        match verdict:
-            case Continue():
-                await self._experiments.save(state)
-                return []
-            case LivePromote(because, rating):
-                because = f"{state.offline['because']}; {because}"
-                return await self._gate.promote(state, because, rules, rating)
-            case LiveReject(because, rating):
-                return await self._gate.drop(state, "rejected", because, rating)
-            case LiveHold(because, rating):
-                return await self._gate.drop(state, "held", because, rating)
+        if isinstance(verdict, Continue):
+            await self._experiments.save(state)
+            return []
+        if isinstance(verdict, LivePromote):
+            because = f"{state.offline['because']}; {verdict.because}"
+            return await self._gate.promote(state, because, rules, verdict.rating)
+        outcome = "rejected" if isinstance(verdict, LiveReject) else "held"
+        return await self._gate.drop(state, outcome, verdict.because, verdict.rating)
 
     async def _watch(self, model: str) -> list[Event]:
         """Undo the promotion of `model` in its watch window if people are worse off."""
@@ -280,8 +276,7 @@ class EvaluationArbiter(Arbiter):
         until = pointer.watch_until
         if model != pointer.champion or until is None or self._clock.now() > until:
             return []
-        promoted = await self._gate.known(pointer.champion)
-        state = await self._experiments.experiment(experiment_of(promoted.round))
+        state = await self._gate.passed(pointer.champion)
         if state is None or pointer.previous is None:
             return []
         verdict = should_roll_back(
@@ -327,25 +322,29 @@ class EvaluationArbiter(Arbiter):
     async def _refusal(self, wanted: ModelVersion, pointer: Pointer) -> str | None:
         if wanted.id == pointer.champion:
             return f"{wanted.name} is in service already"
-        if wanted.stage == "retired":
+        if wanted.stage == "retired" or not wanted.path:
             return None
-        state = await self._experiments.experiment(experiment_of(wanted.round))
-        if state is None or state.phase != "finished":
+        if any(state.candidate == wanted.id for state in await self._experiments.running()):
             return f"{wanted.name} is still being compared; wait for its verdict"
-        if wanted.stage == "held" and state.offline.get("passed"):
+        if wanted.stage == "held" and await self._gate.passed(wanted.id):
             return None
-        because = state.receipt["because"] if state.receipt else ""
-        return f"{wanted.name} did not pass the gate: {because}; only what passed it may serve"
+        return f"{wanted.name} did not pass the gate ({wanted.stage}); see 'soma receipts'"
 
     @on(RollbackRequested)
     async def roll_back(self, event: RollbackRequested, _: Envelope) -> Said:
-        """Return to the model before."""
+        """Return to the model before; but not from there to the one that was taken back."""
         pointer = await self._registry.pointer()
         if pointer.previous is None:
             yield RequestRefused(because="there is no model before the one in service")
             return
-        restored = pointer.previous
-        for said in await self._gate.roll_back(pointer, restored, event.because, automatic=False):
+        restored = await self._gate.known(pointer.previous)
+        if restored.stage == "held":
+            because = f"the promotion of {restored.name} is undone already"
+            yield RequestRefused(because=f"{because}; 'soma promote {restored.name}' repeats it")
+            return
+        for said in await self._gate.roll_back(
+            pointer, restored.id, event.because, automatic=False
+        ):
             yield said
 
     # --- questions -------------------------------------------------------------------------

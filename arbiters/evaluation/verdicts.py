@@ -16,9 +16,13 @@ from arbiters.events import (
     ModelRolledBack,
 )
 from arbiters.ports import Clock, ExperimentState, ExperimentStore, ModelVersion, Pointer, Registry
-from policies.promotion import Hold, Measured, Promote, PromotionRules, Reject, Verdict
+from policies.promotion import Measured, Promote, PromotionRules, Reject, Verdict
 
 CHAMPION_CHANGED = "the champion it was compared with is not in service any more"
+
+
+EXPERIMENTS_KEPT = 1000
+"""Experiments looked through for a version's own."""
 
 
 def experiment_of(round_: str) -> str:
@@ -61,6 +65,13 @@ class Gate:
         state = await self._experiments.experiment(experiment_of(round_))
         return state if state is not None and state.phase != "finished" else None
 
+    async def passed(self, model: str) -> ExperimentState | None:
+        """The newest experiment with a verdict in which this version passed its comparison."""
+        for state in await self._experiments.finished(limit=EXPERIMENTS_KEPT):
+            if state.candidate == model and state.offline.get("passed"):
+                return state
+        return None
+
     async def canaries(self) -> list[ExperimentState]:
         """Experiments in use; the coordinator's rounds make it one at most."""
         return [state for state in await self._experiments.running() if state.phase == "canary"]
@@ -71,15 +82,12 @@ class Gate:
         self, state: ExperimentState, verdict: Verdict, rules: PromotionRules
     ) -> list[Event]:
         """Reject, hold, try in use, or promote."""
-        match verdict:
-            case Reject(because=because):
-                return await self.drop(state, "rejected", because)
-            case Hold(because=because):
-                return await self.drop(state, "held", because)
-            case Promote(because=because):
-                if rules.live.canary and await self.in_service(state.champion):
-                    return [await self._try_live(state, rules)]
-                return await self.promote(state, because, rules)
+        if not isinstance(verdict, Promote):
+            outcome = "rejected" if isinstance(verdict, Reject) else "held"
+            return await self.drop(state, outcome, verdict.because)
+        if rules.live.canary and await self.in_service(state.champion):
+            return [await self._try_live(state, rules)]
+        return await self.promote(state, verdict.because, rules)
 
     async def _try_live(self, state: ExperimentState, rules: PromotionRules) -> Event:
         since = self._clock.now().isoformat()
@@ -197,10 +205,11 @@ class Gate:
     async def roll_back(
         self, pointer: Pointer, restored: str, because: str, *, automatic: bool
     ) -> list[Event]:
-        """Swap the pointer back to the version before."""
+        """Swap the pointer back to the version before; a person may choose the other one again."""
         await self._registry.swap(
             expected=pointer.champion, champion=restored, at=self._clock.now()
         )
+        await self._registry.set_stage(pointer.champion, "held")
         rolled_back = ModelRolledBack(
             model=pointer.champion,
             restored=restored,
