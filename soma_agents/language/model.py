@@ -147,4 +147,3 @@ def _real(file: GgufFile, key: str, default: float) -> float:
     if not isinstance(value, float) or not 0 < value < math.inf:
         raise CorruptError(f"the model file's {key} is {value!r}, not a number above 0")
     return value
-

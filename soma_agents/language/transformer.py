@@ -6,7 +6,7 @@ library, with the projections that read the same input fused into one matrix.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -158,10 +158,9 @@ class Block(nn.Module):
         self.layer = layer
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.qkv = self._linear("qkv")
-        self.out = self._linear("out")
-        self.gate_up = self._linear("gate_up")
-        self.down = self._linear("down")
+        for site in SITES:
+            outputs, inputs = config.site_shape(site)
+            self.add_module(site, nn.Linear(inputs, outputs, bias=False))
 
     def forward(
         self,
@@ -175,6 +174,10 @@ class Block(nn.Module):
         x = x + self._attend(self.attention_norm(x), turn, cache, lora)
         gate, up = self._project("gate_up", self.mlp_norm(x), lora).chunk(2, dim=-1)
         return x + self._project("down", F.silu(gate) * up, lora)
+
+    def linear(self, site: str) -> nn.Linear:
+        """The fused matrix of a site."""
+        return cast("nn.Linear", self.get_submodule(site))
 
     def _attend(
         self,
@@ -199,13 +202,9 @@ class Block(nn.Module):
         return self._project("out", y.transpose(1, 2).reshape(B, T, -1), lora)
 
     def _project(self, site: str, x: Tensor, lora: Lora | None) -> Tensor:
-        y = self.get_submodule(site)(x)
+        y = self.linear(site)(x)
         delta = None if lora is None else lora.delta(self.layer, site, x)
         return y if delta is None else y + delta
-
-    def _linear(self, site: str) -> nn.Linear:
-        outputs, inputs = self.config.site_shape(site)
-        return nn.Linear(inputs, outputs, bias=False)
 
 
 class Transformer(nn.Module):

@@ -1,0 +1,188 @@
+"""Continuous batching: prompts are read in chunks between decoding steps, replies grow together.
+
+Lives on the decoding thread and knows nothing of threads or asyncio.
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from soma_agents.language.cache import BatchCache, PromptCache, blocks
+from soma_agents.language.decoder import Decoder
+from soma_agents.language.mixed_lora import MixedLora
+from soma_agents.language.model import LanguageModel
+from soma_agents.language.requests import Finished, FinishReason, Piece
+from soma_agents.language.sampling import token_logprob
+from soma_agents.language.sequence import Sequence
+from soma_agents.language.waiting import FairQueue
+
+CHUNK = 128
+"""Prompt tokens read between two decoding steps: bounds how long running replies pause."""
+
+Deliver = Callable[[Sequence, Piece | Finished], None]
+
+
+class Batch:
+    """All requests of an engine, from waiting to the last token."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        decoder: Decoder,
+        *,
+        slots: int,
+        cache_tokens: int,
+        deliver: Deliver,
+    ) -> None:
+        self._model = model
+        self._decoder = decoder
+        self._dtype = model.transformer.embedding.weight.dtype
+        self._slots = slots
+        self._cache_tokens = cache_tokens
+        self._deliver = deliver
+        self._eos = frozenset(model.tokenizer.eos_ids)
+        self.waiting: FairQueue[Sequence] = FairQueue()
+        self.reading: FairQueue[Sequence] = FairQueue()
+        self.decoding: list[Sequence] = []  # in the order of the cache's rows
+        self._cache = BatchCache(model.config, self._dtype)
+        self._lora: MixedLora | None = None
+        self.prompt_tokens = self.completion_tokens = self.steps = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.decoding or len(self.reading) or len(self.waiting))
+
+    def advance(self) -> None:
+        """Admit, read one chunk of one prompt, and add a token to every running reply."""
+        self._drop_cancelled()
+        self._admit()
+        self._read_chunk()
+        if self.decoding:
+            self._decode()
+
+    def abort(self, reason: FinishReason) -> None:
+        """End every request now."""
+        for sequence in [*self.waiting.clear(), *self.reading.clear(), *self.decoding]:
+            self._finish(sequence, reason)
+        self.decoding = []
+        self._cache = BatchCache(self._model.config, self._dtype)
+
+    def _drop_cancelled(self) -> None:
+        for queue in (self.waiting, self.reading):
+            for gone in [sequence for sequence in queue if sequence.cancelled]:
+                queue.remove(gone)
+                self._finish(gone, "cancelled")
+        for row in reversed(range(len(self.decoding))):
+            if self.decoding[row].cancelled:
+                self._leave(row, "cancelled")
+
+    def _admit(self) -> None:
+        while (candidate := self.waiting.peek()) is not None and self._fits(candidate):
+            self.waiting.pop()
+            candidate.cache = PromptCache(
+                self._model.config, len(candidate.request.prompt), self._dtype
+            )
+            self.reading.put(candidate.request.tenant, candidate)
+
+    def _fits(self, candidate: Sequence) -> bool:
+        """Whether all, padded to the longest, stay within the cache's budget."""
+        running = [*self.decoding, *self.reading]
+        if not running:
+            return True
+        count = len(running) + 1
+        longest = max(blocks(sequence.size) for sequence in (*running, candidate))
+        return count <= self._slots and count * longest <= self._cache_tokens
+
+    def _read_chunk(self) -> None:
+        """Read a chunk of the prompt whose turn it is, and its first token after the last.
+
+        Chunks begin at multiples of CHUNK, so a prompt is computed the same in any company.
+        """
+        sequence = self.reading.peek()
+        cache = None if sequence is None else sequence.cache
+        if sequence is None or cache is None:
+            return
+        prompt = sequence.request.prompt
+        chunk = prompt[cache.length : cache.length + CHUNK]
+        hidden = self._model.transformer.hidden(
+            torch.tensor([chunk]), cache=cache, lora=sequence.lora
+        )
+        self.prompt_tokens += len(chunk)
+        self.reading.pop()
+        if cache.length < len(prompt):
+            self.reading.put(sequence.request.tenant, sequence)
+            return
+        logits = self._decoder.head(hidden[0, -1:])
+        sequence.first_token = time.perf_counter() - sequence.submitted
+        sequence.cache = None
+        reason = self._take(sequence, logits[0], *_largest(logits[0]))
+        if reason is not None:
+            self._finish(sequence, reason)
+            return
+        self._cache.join(cache)
+        self.decoding.append(sequence)
+        self._regroup()
+
+    def _decode(self) -> None:
+        tokens = torch.tensor([sequence.token for sequence in self.decoding])
+        logits = self._decoder.step(tokens, self._cache, self._lora)
+        self.steps += 1
+        values, likeliest = (column.tolist() for column in logits.max(dim=-1))
+        ends: list[FinishReason | None] = [
+            self._take(sequence, logits[row], values[row], likeliest[row])
+            for row, sequence in enumerate(self.decoding)
+        ]
+        for row in reversed(range(len(ends))):
+            if (reason := ends[row]) is not None:
+                self._leave(row, reason)
+
+    def _take(
+        self, sequence: Sequence, logits: Tensor, value: float, likeliest: int
+    ) -> FinishReason | None:
+        """Choose the next token and say what is new; the reason if the reply ends with it."""
+        if not math.isfinite(value):  # the largest is NaN if any is
+            return "error"
+        sampler = sequence.sampler
+        token = likeliest if sampler.greedy else sampler.choose(logits)
+        sequence.generated += 1
+        self.completion_tokens += 1
+        if token in self._eos:
+            return "stop"
+        sequence.token = token
+        wanted = sampler.sampling.logprobs
+        logprob = None if wanted is None else token_logprob(logits, token, wanted)
+        sequence.reply.push(token, logprob)
+        if sequence.reply.stopped:
+            return "stop"
+        if sequence.generated >= sequence.limit:
+            return "length"
+        if (piece := sequence.reply.piece()) is not None:
+            self._deliver(sequence, piece)
+        return None
+
+    def _leave(self, row: int, reason: FinishReason) -> None:
+        sequence = self.decoding[row]
+        last = self.decoding.pop()
+        if last is not sequence:
+            self.decoding[row] = last  # as the cache moves its last row into the gap
+        self._cache.leave(row)
+        self._regroup()
+        self._finish(sequence, reason)
+
+    def _regroup(self) -> None:
+        adapters = [sequence.lora for sequence in self.decoding]
+        self._lora = MixedLora(adapters) if any(adapters) else None
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        if (piece := sequence.reply.last()) is not None:
+            self._deliver(sequence, piece)
+        self._deliver(sequence, sequence.finished(reason))
+
+
+def _largest(logits: Tensor) -> tuple[float, int]:
+    value, token = logits.max(dim=-1)
+    return float(value), int(token)

@@ -1,0 +1,127 @@
+"""Matrices in the form in which decoding reads them fastest.
+
+Decoding a few tokens is bound by reading weights. Those that a GGUF file stores in blocks of 32
+values with 4 or 8 bits are therefore multiplied from 4-bit blocks (torch's CPU kernel, bf16
+inputs, fp32 sums), which is as true to the file as bf16 weights are; all others stay dense.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+from torch.nn import functional as F
+
+from soma_agents.language.gguf_file import GgufFile
+
+GROUP = 32
+"""Values that share a scale in the formats Q4_0, Q4_1 and Q8_0."""
+
+TILE = 64
+"""The kernel wants outputs in multiples of it."""
+
+
+class Linear(Protocol):
+    """x (B, inputs) → (B, outputs)."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class DenseLinear:
+    """The plain product."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._weight)
+
+
+class BlockLinear:
+    """A product with (q - 8) · scale + zero, q in 0 … 15, scale and zero shared by 32 values."""
+
+    def __init__(self, q: Tensor, scale: Tensor, zero: Tensor) -> None:
+        """`q` (outputs, inputs) int32; `scale`, `zero` (outputs, inputs / 32) fp32."""
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)  # noqa: SLF001
+        pairs = torch.stack((scale.T, zero.T), dim=-1)  # (inputs / 32, outputs, 2)
+        self._scales = pairs.to(torch.bfloat16).contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(  # noqa: SLF001
+            x, self._packed, GROUP, self._scales
+        )
+
+
+class DoubleBlockLinear:
+    """An 8-bit matrix as the sum of two 4-bit ones, side by side: q = 16 · high + low."""
+
+    def __init__(self, q: Tensor, scale: Tensor) -> None:
+        """`q` (outputs, inputs) int32 in -128 … 127; `scale` (outputs, inputs / 32) fp32."""
+        high, low = q.div(16, rounding_mode="floor") + 8, q.remainder(16)
+        self._both = BlockLinear(
+            torch.cat((high, low), dim=1),
+            torch.cat((16 * scale, scale), dim=1),
+            torch.cat((torch.zeros_like(scale), 8 * scale), dim=1),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._both(torch.cat((x, x), dim=-1))
+
+
+def stored_linear(
+    file: GgufFile, names: tuple[str, ...], orders: dict[str, Tensor]
+) -> Linear | None:
+    """The named tensors above each other, as the file stores them; None if no kernel fits.
+
+    `orders` gives a new order of rows to some of them.
+    """
+    kinds = {file.tensors[name].type for name in names}
+    outputs = sum(file.tensors[name].shape[0] for name in names)
+    if len(kinds) != 1 or outputs % TILE or kinds.isdisjoint(READERS):
+        return None
+    read = READERS[kinds.pop()]
+    parts = [read(file.raw(name)) for name in names]
+    ordered = [
+        [values[orders[name]] if name in orders else values for values in part]
+        for name, part in zip(names, parts, strict=True)
+    ]
+    columns = [torch.cat(column) for column in zip(*ordered, strict=True)]
+    return BlockLinear(*columns) if len(columns) == 3 else DoubleBlockLinear(*columns)  # noqa: PLR2004
+
+
+def _q4_0(raw: npt.NDArray[np.uint8]) -> list[Tensor]:
+    blocks = raw.reshape(raw.shape[0], -1, 18)
+    scale = _halves(blocks[:, :, :2])
+    return [_nibbles(blocks[:, :, 2:]), scale, torch.zeros_like(scale)]
+
+
+def _q4_1(raw: npt.NDArray[np.uint8]) -> list[Tensor]:
+    blocks = raw.reshape(raw.shape[0], -1, 20)
+    scale, least = _halves(blocks[:, :, :2]), _halves(blocks[:, :, 2:4])
+    return [_nibbles(blocks[:, :, 4:]), scale, least + 8 * scale]
+
+
+def _q8_0(raw: npt.NDArray[np.uint8]) -> list[Tensor]:
+    blocks = raw.reshape(raw.shape[0], -1, 34)
+    values = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(raw.shape[0], -1)
+    return [torch.from_numpy(values.astype(np.int32)), _halves(blocks[:, :, :2])]
+
+
+READERS = {
+    GGMLQuantizationType.Q4_0: _q4_0,
+    GGMLQuantizationType.Q4_1: _q4_1,
+    GGMLQuantizationType.Q8_0: _q8_0,
+}
+
+
+def _halves(pairs: npt.NDArray[np.uint8]) -> Tensor:
+    halves = np.ascontiguousarray(pairs).view(np.float16)[:, :, 0]
+    return torch.from_numpy(halves.astype(np.float32))
+
+
+def _nibbles(packed: npt.NDArray[np.uint8]) -> Tensor:
+    """16 bytes of a block → its 32 values: low halves first, then high halves."""
+    values = np.concatenate((packed & 15, packed >> 4), axis=-1)
+    return torch.from_numpy(values.reshape(packed.shape[0], -1).astype(np.int32))
