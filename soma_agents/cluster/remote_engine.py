@@ -1,0 +1,167 @@
+"""The engine as a deployment of its own, and the engine's interface over a handle to it.
+
+For clusters, where gateway and engine run on different machines. Costs a hop a token.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from arbiters.errors import BusyError, NotFoundError, SomaError, UnavailableError
+from soma_agents.language.engine import Engine, EngineStats
+from soma_agents.language.model import LanguageModel, load_model
+from soma_agents.language.requests import Finished, GenerationRequest, Piece
+from soma_agents.language.sampling import Sampling
+from soma_agents.settings import Settings
+
+SPEAK_SECONDS = 30.0
+
+
+async def started_engine(settings: Settings) -> tuple[LanguageModel, Engine]:
+    """The model of the settings in an engine that has shown that it can speak."""
+    chosen = settings.engine
+    dtype = torch.bfloat16 if chosen.dtype == "bfloat16" else torch.float32
+    model = await asyncio.to_thread(load_model, chosen.model, dtype=dtype)
+    threads = chosen.threads or len(os.sched_getaffinity(0))
+    engine = Engine(model, slots=chosen.slots, threads=threads, waiting=settings.server.max_waiting)
+    await asyncio.to_thread(engine.start)
+    await speak(engine, model)
+    return model, engine
+
+
+async def speak(engine: "Engine | RemoteEngine", model: LanguageModel) -> None:
+    """Generate one token. An engine that is full of work has shown that it speaks.
+
+    Raises:
+        UnavailableError: none came in time, or the engine failed.
+    """
+    prompt = tuple(model.tokenizer.encode("Hello"))
+    request = GenerationRequest(prompt, Sampling(temperature=0.0, max_tokens=1))
+    try:
+        async with asyncio.timeout(SPEAK_SECONDS):
+            async for item in engine.generate(request):
+                if isinstance(item, Finished) and item.reason in {"stop", "length"}:
+                    return
+    except BusyError:
+        return
+    except TimeoutError:
+        raise UnavailableError(f"the engine gave no token in {SPEAK_SECONDS:g} s") from None
+    raise UnavailableError("the engine broke off its test")
+
+
+class EngineReplica:
+    """An engine in a process of its own."""
+
+    async def __init__(self, settings: str, prepare: Callable[[str], None]) -> None:
+        prepare("engine")
+        self._model, self._engine = await started_engine(Settings.model_validate_json(settings))
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece | Finished]:
+        async for item in self._engine.generate(request):
+            yield item
+
+    async def load_adapter(self, adapter: str, directory: str) -> None:
+        await self._engine.load_adapter(adapter, Path(directory))
+
+    async def unload_adapter(self, adapter: str) -> None:
+        await self._engine.unload_adapter(adapter)
+
+    async def use_cores(self, cores: tuple[int, ...]) -> None:
+        await self._engine.use_cores(cores)
+
+    async def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    async def check_health(self) -> None:
+        """Decode a token."""
+        await speak(self._engine, self._model)
+
+    async def __del__(self) -> None:
+        await self._engine.close()
+
+
+class RemoteEngine:
+    """The interface of `Engine` over a handle to an `EngineReplica`, across its restarts."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+        self._directories: dict[str, Path] = {}
+        self._stats = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0.0)
+        self._looking: asyncio.Future[None] | None = None
+
+    def adapters(self) -> frozenset[str]:
+        """Ids of the adapters that were loaded."""
+        return frozenset(self._directories)
+
+    async def load_adapter(self, adapter: str, directory: Path) -> None:
+        """See `Engine.load_adapter`. The replica reads the directory: it must be shared."""
+        await _ours(self._handle.load_adapter.remote(adapter, str(directory)))
+        self._directories[adapter] = directory
+
+    async def unload_adapter(self, adapter: str) -> None:
+        """See `Engine.unload_adapter`."""
+        await _ours(self._handle.unload_adapter.remote(adapter))
+        self._directories.pop(adapter, None)
+
+    async def use_cores(self, cores: tuple[int, ...]) -> None:
+        """Nothing: the cores here are not those of the engine's machine."""
+
+    def stats(self) -> EngineStats:
+        """What the engine had counted a moment ago; asking brings the next answer here."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._look())
+        return self._stats
+
+    async def _look(self) -> None:
+        with suppress(SomaError):
+            self._stats = await _ours(self._handle.stats.remote())
+
+    async def close(self) -> None:
+        """Nothing: Serve stops the replica."""
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece | Finished]:
+        """See `Engine.generate`."""
+        try:
+            async for item in self._stream(request):
+                yield item
+        except NotFoundError:
+            # A replica that was started anew has only the base model.
+            directory = self._directories.get(request.adapter or "")
+            if directory is None:
+                raise
+            await self.load_adapter(request.adapter or "", directory)
+            async for item in self._stream(request):
+                yield item
+
+    async def _stream(self, request: GenerationRequest) -> AsyncIterator[Piece | Finished]:
+        answer: Any = self._handle.options(stream=True).generate.remote(request)
+        try:
+            async for item in answer:
+                yield item
+        except (RayError, RayServeException) as error:
+            raise _translated(error) from error
+        finally:
+            with suppress(Exception):
+                answer.cancel()
+
+
+async def _ours(answer: Any) -> Any:
+    try:
+        return await answer
+    except (RayError, RayServeException) as error:
+        raise _translated(error) from error
+
+
+def _translated(error: Exception) -> SomaError:
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    if isinstance(cause, SomaError):
+        return cause
+    return UnavailableError(f"the engine cannot be reached: {error}")
