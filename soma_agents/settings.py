@@ -40,6 +40,7 @@ class ClusterSettings(Section):
     """Ray."""
 
     runtime: Literal["ray", "local"] = Field("ray", description="'ray', or 'local': one process")
+    address: str = Field("", description="host:port of a Ray cluster to join; '' starts one")
     split_engine: bool = Field(default=False, description="engine apart from the gateway")
     dashboard_port: int = Field(8265, ge=1, le=65535, description="TCP port on loopback")
     gcs_port: int = Field(6380, ge=1, le=65535, description="TCP port of Ray's head")
