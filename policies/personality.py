@@ -200,14 +200,14 @@ class PersonalityRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    follow: float = Field(0.05, ge=0, le=1)
+    follow: float = Field(default=0.05, ge=0, le=1)
     """Share of the way towards how the person writes, per message."""
-    heed: float = Field(0.15, ge=0, le=1)
+    heed: float = Field(default=0.15, ge=0, le=1)
     """Share of the way towards a reply rated 1, or away from one rated -1."""
-    max_step: float = Field(0.03, gt=0, le=1)
+    max_step: float = Field(default=0.03, gt=0, le=1)
     """Furthest a dimension moves at once."""
-    floor: float = Field(0.05, ge=0, le=1)
-    ceiling: float = Field(0.95, ge=0, le=1)
+    floor: float = Field(default=0.05, ge=0, le=1)
+    ceiling: float = Field(default=0.95, ge=0, le=1)
 
 
 @dataclass(frozen=True, slots=True)

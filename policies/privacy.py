@@ -15,13 +15,13 @@ class PrivacyRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    liked: float = Field(0.5, gt=0, le=1)
-    disliked: float = Field(-0.5, ge=-1, lt=0)
-    share: float = Field(0.01, gt=0, le=1)
+    liked: float = Field(default=0.5, gt=0, le=1)
+    disliked: float = Field(default=-0.5, ge=-1, lt=0)
+    share: float = Field(default=0.01, gt=0, le=1)
     """Largest share of the targets' bytes that one of many accounts may contribute."""
-    fair: float = Field(1.5, gt=1)
+    fair: float = Field(default=1.5, gt=1)
     """Among few accounts the share is this many times an equal one: 75% of two, 15% of ten."""
-    always: int = Field(32_000, ge=0)
+    always: int = Field(default=32_000, ge=0)
     """Bytes any account may contribute; a few hundred poisoned documents are known to suffice
     to plant a behaviour, this is well below."""
 
