@@ -1,0 +1,123 @@
+import pytest
+
+from arbiters.errors import CorruptError
+from arbiters.events import (
+    ComparisonFailed,
+    ComparisonFinished,
+    ComparisonRequested,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingProgressed,
+    TrainingRequested,
+)
+from arbiters.kernel.host import Host
+from arbiters.testing import (
+    FakeClock,
+    FakeExaminer,
+    FakeTrainer,
+    MemoryEventLog,
+    MemoryLedger,
+    SequentialIds,
+    enveloped,
+    react,
+)
+from arbiters.workshop import Workshop
+
+TRAIN = TrainingRequested(round="r1", dataset="d1", path="datasets/d1", parent="base")
+COMPARE = ComparisonRequested(
+    round="r1",
+    experiment="exp-r1",
+    champion="base",
+    candidate="lora-1",
+    dataset_path="datasets/d1",
+    rules={},
+)
+FINISHED = TrainingFinished(
+    round="r1",
+    model="lora-1",
+    path="models/lora-1",
+    hyperparameters={"rank": 32},
+    code_version="1",
+    steps=2,
+    tokens=100,
+    seconds=3.0,
+    train_loss=1.0,
+    validation_loss=1.1,
+)
+
+
+def progressed(step):
+    return TrainingProgressed(
+        round="r1", step=step, steps=4, train_loss=2.0 / step, tokens_per_second=50.0
+    )
+
+
+def workshop(*training, comparing=()):
+    return Workshop(trainer=FakeTrainer(*training), examiner=FakeExaminer(*comparing))
+
+
+async def test_progress_and_result_of_a_training_are_passed_on():
+    script = [progressed(1), progressed(2), FINISHED]
+
+    assert await react(workshop(*script), TRAIN) == script
+
+
+async def test_a_training_that_fails_says_so_once():
+    failed = TrainingFailed(round="r1", because="the disk is full")
+
+    assert await react(workshop(progressed(1), failed), TRAIN) == [progressed(1), failed]
+
+
+@pytest.mark.parametrize("script", [[], [progressed(1)]])
+async def test_a_trainer_that_stops_without_a_result_has_failed(script):
+    *_, last = await react(workshop(*script), TRAIN)
+
+    assert last == TrainingFailed(round="r1", because="the trainer stopped without a result")
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        ComparisonFinished(
+            round="r1", experiment="exp-r1", candidate="lora-1", observations=(), seconds=1.0
+        ),
+        ComparisonFailed(round="r1", experiment="exp-r1", candidate="lora-1", because="NaN"),
+    ],
+)
+async def test_the_result_of_a_comparison_is_passed_on(result):
+    assert await react(workshop(comparing=[result]), COMPARE) == [result]
+
+
+async def test_what_nobody_expected_is_left_to_the_host():
+    with pytest.raises(CorruptError):
+        await react(workshop(comparing=[CorruptError("no magic number")]), COMPARE)
+
+
+async def test_a_training_taken_up_again_says_its_result_though_it_says_less_than_before():
+    log = MemoryEventLog()
+    clock, ids = FakeClock(), SequentialIds()
+    await log.append([enveloped(TRAIN)])
+    ledger = MemoryLedger()
+
+    class Interrupted(FakeTrainer):
+        """Dies after two reports; resumes with the rest."""
+
+        async def train(self, request):
+            self.requests.append(request)
+            if len(self.requests) == 1:
+                yield progressed(1)
+                yield progressed(2)
+                raise OSError("killed")
+            yield progressed(3)
+            yield FINISHED
+
+    arbiter = Workshop(trainer=Interrupted(), examiner=FakeExaminer())
+    await Host(arbiter, log=log, ledger=ledger, clock=clock, ids=ids).drain()
+
+    said = [(e.type, e.payload.get("step")) for e in (await log.read(1)).envelopes]
+    assert said == [
+        ("TrainingProgressed", 1),
+        ("TrainingProgressed", 2),
+        ("TrainingProgressed", 3),
+        ("TrainingFinished", None),
+    ]
