@@ -105,24 +105,27 @@ class Host:
     # --- handling --------------------------------------------------------------------------
 
     async def _handle(self, envelopes: Sequence[Envelope]) -> None:
-        if len(envelopes) > 1 and await self._attempt(envelopes[0]) == 0:
+        counted = await self._attempt(envelopes[0])
+        if len(envelopes) > 1 and counted == 0:
             try:
                 await self._commit(envelopes)
             except NOT_THE_EVENT:
                 self._broken_off = envelopes[0].offset
                 raise
-            except Exception:  # noqa: BLE001, S110 - found again below, one by one
-                pass
+            except Exception:  # noqa: BLE001 - found again below, one by one
+                counted = await self._attempt(envelopes[0])
             else:
                 await self._publish(envelopes[-1].offset)
                 return
         for envelope in envelopes:
-            await self._handle_one(envelope)
+            attempts = counted if envelope is envelopes[0] else await self._attempt(envelope)
+            await self._handle_one(envelope, attempts)
             await self._publish(envelope.offset)
 
-    async def _handle_one(self, envelope: Envelope) -> None:
+    async def _handle_one(self, envelope: Envelope, attempts: int) -> None:
+        """Try until it is heard or buried; `attempts` were made before this one."""
         error = "the process died while handling it"
-        while (attempts := await self._attempt(envelope)) < MAX_ATTEMPTS:
+        while attempts < MAX_ATTEMPTS:
             await asyncio.sleep(RETRY_SECONDS[attempts])
             try:
                 await self._commit([envelope])
@@ -131,6 +134,7 @@ class Host:
                 raise
             except Exception as failure:  # noqa: BLE001 - becomes a dead letter and an event
                 error = f"{type(failure).__name__}: {failure}"
+                attempts = await self._attempt(envelope)
             else:
                 return
         await self._bury(envelope, MAX_ATTEMPTS, error)

@@ -11,6 +11,13 @@ def said(name):
     return enveloped(ConversationDeleted(conversation="c"), id=name, idempotency=name)
 
 
+async def fail(ledger, *, at):
+    async with ledger.transaction():
+        await ledger.attempt(at)
+        await ledger.advance(at, [said("lost")])
+        raise ZeroDivisionError
+
+
 async def test_it_starts_at_zero_with_an_empty_outbox(ledger):
     assert await ledger.cursor() == 0
     assert await ledger.outbox() == []
@@ -92,10 +99,7 @@ async def test_a_transaction_that_fails_leaves_nothing(ledger):
     await ledger.advance(1, [said("kept")])
 
     with pytest.raises(ZeroDivisionError):
-        async with ledger.transaction():
-            await ledger.attempt(9)
-            await ledger.advance(2, [said("lost")])
-            raise ZeroDivisionError
+        await fail(ledger, at=9)
 
     assert await ledger.cursor() == 1
     assert [envelope.id for envelope in await ledger.outbox()] == ["kept"]
@@ -106,9 +110,7 @@ async def test_an_inner_transaction_may_fail_alone(ledger):
     async with ledger.transaction():
         await ledger.advance(1, [])
         with pytest.raises(ZeroDivisionError):
-            async with ledger.transaction():
-                await ledger.advance(2, [said("lost")])
-                raise ZeroDivisionError
+            await fail(ledger, at=2)
 
     assert await ledger.cursor() == 1
     assert await ledger.outbox() == []
