@@ -136,6 +136,14 @@ async def test_messages_replies_and_imports_count_until_a_round_is_due(coordinat
     assert await step_of(coordinator) == "exporting"
 
 
+async def test_a_single_message_can_be_the_last_that_was_missing(coordinator):
+    await react(coordinator, imported(3), offset=1)
+
+    (started,) = await react(coordinator, MESSAGE, id="e2", offset=2)
+
+    assert started.round == round_of("e2")
+
+
 async def test_conversations_that_are_held_out_do_not_count(coordinator):
     assert await react(coordinator, imported(9, held_out=True), offset=1) == []
     assert (await coordinator.status())["new_messages"] == 0
