@@ -1,0 +1,109 @@
+import errno
+import json
+import os
+import stat
+
+import pytest
+
+from arbiters.errors import CorruptError, StorageFullError
+from soma_agents.storage.files import (
+    MANIFEST,
+    read_manifest,
+    sha256_file,
+    verify_manifest,
+    write_atomic,
+    write_manifest,
+)
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    directory = tmp_path / "model"
+    (directory / "deep").mkdir(parents=True)
+    (directory / "weights").write_bytes(b"\x00\x01" * 1000)
+    (directory / "deep" / "config.json").write_text("{}")
+    write_manifest(directory, {"base": "b", "n": 1})
+    return directory
+
+
+def test_a_file_is_replaced_whole_and_for_its_owner_only(tmp_path):
+    path = tmp_path / "keys.json"
+    write_atomic(path, b"old")
+
+    write_atomic(path, b"new")
+
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_on_a_full_disk_the_old_content_stands(tmp_path, monkeypatch):
+    path = tmp_path / "keys.json"
+    write_atomic(path, b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(StorageFullError, match=r"keys\.json"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_the_digest_is_of_the_content(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+
+    assert sha256_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
+
+
+def test_a_manifest_holds_facts_and_every_file(sealed):
+    manifest = verify_manifest(sealed)
+
+    assert (manifest["base"], manifest["n"]) == ("b", 1)
+    assert set(manifest["files"]) == {"weights", "deep/config.json"}
+    assert manifest["files"]["weights"]["bytes"] == 2000
+    assert read_manifest(sealed) == manifest
+
+
+def test_a_flipped_bit_is_found_and_its_file_named(sealed):
+    content = bytearray((sealed / "weights").read_bytes())
+    content[500] ^= 1
+    (sealed / "weights").write_bytes(content)
+
+    with pytest.raises(CorruptError, match="weights is damaged"):
+        verify_manifest(sealed)
+
+
+def test_a_missing_file_is_named(sealed):
+    (sealed / "weights").unlink()
+
+    with pytest.raises(CorruptError, match="weights is missing"):
+        verify_manifest(sealed)
+
+
+def test_a_directory_without_a_manifest_was_never_finished(sealed):
+    (sealed / MANIFEST).unlink()
+
+    with pytest.raises(CorruptError, match="never finished"):
+        verify_manifest(sealed)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"files": 1}', '{"files": {"weights": "x"}}', '{"files": {"a"', "\0"]
+)
+def test_a_manifest_that_is_none_is_named(sealed, text):
+    (sealed / MANIFEST).write_text(text)
+
+    with pytest.raises(CorruptError, match=r"manifest\.json"):
+        verify_manifest(sealed)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "deep/../../outside"])
+def test_a_manifest_cannot_reach_outside_its_directory(sealed, name):
+    (sealed.parent / "outside").write_text("x")
+    entry = {"sha256": sha256_file(sealed.parent / "outside"), "bytes": 1}
+    (sealed / MANIFEST).write_text(json.dumps({"files": {name: entry}}))
+
+    with pytest.raises(CorruptError, match="outside"):
+        verify_manifest(sealed)
