@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policies.statistics import confidence_sequence, spend
 from policies.training import (
     Due,
     ExampleRules,
@@ -126,18 +127,27 @@ def test_every_group_is_on_one_side_and_always_the_same(names, share, pins):
 RULES = ExampleRules(min_train=24)
 
 
-def test_enough_examples_are_sufficient():
-    decision = is_sufficient(Examples(train=24, validation=1, heldout=8), RULES)
+def test_fewer_held_out_items_than_demanded_could_decide_nothing():
+    best = [1.0] * (RULES.min_heldout - 1)
 
-    assert decision == Sufficient("24 training, 1 validation and 8 held-out examples")
+    first = confidence_sequence(best[:-1], low=-1, high=1, alpha=spend(0.05, 1))
+    enough = confidence_sequence([*best, 1.0], low=-1, high=1, alpha=spend(0.05, 1))
+
+    assert first.low <= 0 < enough.low
+
+
+def test_enough_examples_are_sufficient():
+    decision = is_sufficient(Examples(train=24, validation=1, heldout=12), RULES)
+
+    assert decision == Sufficient("24 training, 1 validation and 12 held-out examples")
 
 
 @pytest.mark.parametrize(
     ("examples", "because"),
     [
-        (Examples(23, 1, 8), "23 training examples, at least 24 are needed"),
-        (Examples(24, 0, 8), "0 validation examples, at least 1 are needed"),
-        (Examples(24, 1, 7), "7 held-out examples, at least 8 are needed"),
+        (Examples(23, 1, 12), "23 training examples, at least 24 are needed"),
+        (Examples(24, 0, 12), "0 validation examples, at least 1 are needed"),
+        (Examples(24, 1, 11), "11 held-out examples, at least 12 are needed"),
     ],
 )
 def test_too_few_are_refused_with_the_way_out(examples, because):
