@@ -5,13 +5,13 @@ and routes to a version only after that version has shown here that it can speak
 """
 
 import asyncio
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from arbiters.errors import CorruptError, NotFoundError, SomaError, UnavailableError
+from arbiters.errors import CorruptError, InvalidError, NotFoundError, SomaError, UnavailableError
 from arbiters.evaluation.arbiter import Serving
 from arbiters.events import Envelope, RollbackRequested
 from arbiters.kernel.bus import Publisher
@@ -22,7 +22,7 @@ from policies.supervision import share_cores
 from soma_agents.language.model import LanguageModel
 from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
-from soma_agents.serving.backend import Backend
+from soma_agents.serving.backend import Backend, generation
 from soma_agents.storage.files import verify_manifest
 
 log = structlog.get_logger(__name__)
@@ -36,9 +36,15 @@ SERVABLE = frozenset({"champion", "retired", "held"})
 """Stages of versions that may be asked for by name; a canary's candidate may be, too."""
 POLL_SECONDS = 5.0
 RETRY_SECONDS = 1.0
+_BROKEN = (CorruptError, InvalidError, NotFoundError)
+"""What a version that can never speak fails with; being busy or away is another thing."""
 TEST_PROMPT = "Hello"
 TEST_TOKENS = 8
 TEST_SECONDS = 60.0
+
+
+class ModelNotFoundError(NotFoundError):
+    """No model version that may answer has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,7 @@ class Rollout:
         """The version that answers a message.
 
         Raises:
-            NotFoundError: no version that may answer has this name.
+            ModelNotFoundError: no version that may answer has this name.
             CorruptError: the version asked for by name cannot speak.
         """
         lineup = self.lineup
@@ -161,7 +167,7 @@ class Rollout:
         )
         chosen = route(facts)
         if isinstance(chosen, UnknownModel):
-            raise NotFoundError(chosen.because)
+            raise ModelNotFoundError(chosen.because)
         version = self._versions[chosen.model]
         await self._load(version)
         return Routed(version, chosen.specialist, chosen.experiment)
@@ -231,7 +237,7 @@ class Rollout:
         self._broken.pop(version.id, None)
         try:
             await self._load(version)
-        except CorruptError as error:
+        except _BROKEN as error:
             log.warning("a version failed its self-test", model=version.name, error=str(error))
             return None
         return version
@@ -265,7 +271,7 @@ class Rollout:
             await self._make_room()
             try:
                 await self._try(version)
-            except CorruptError as error:
+            except _BROKEN as error:
                 self._broken[version.id] = str(error)
                 raise
 
@@ -292,7 +298,7 @@ class Rollout:
         reason = "nothing"
         try:
             async with asyncio.timeout(TEST_SECONDS):
-                async with aclosing(self._engine.generate(request)) as items:
+                async with generation(self._engine, request) as items:
                     async for item in items:
                         if isinstance(item, Finished):
                             reason = item.reason

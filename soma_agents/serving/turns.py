@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,7 +13,7 @@ from arbiters.events import Envelope, ReplyGiven, Timings
 from arbiters.kernel.bus import Publisher
 from arbiters.ports import ModelVersion
 from soma_agents.language.requests import Finished, Piece
-from soma_agents.serving.backend import Backend
+from soma_agents.serving.backend import Backend, generation
 from soma_agents.serving.specialist import Prepared
 
 log = structlog.get_logger(__name__)
@@ -136,7 +135,7 @@ class Turn:
         return self._generation.result()
 
     async def _pull(self) -> Finished:
-        async with aclosing(self._engine.generate(self._prepared.request)) as items:
+        async with generation(self._engine, self._prepared.request) as items:
             async for item in items:
                 if isinstance(item, Finished):
                     return item

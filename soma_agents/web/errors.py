@@ -1,5 +1,6 @@
 """Every error in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from arbiters.errors import (
     StorageFullError,
     UnavailableError,
 )
+from soma_agents.serving.rollout import ModelNotFoundError
 from soma_agents.serving.specialist import ContextLengthError
 
 log = structlog.get_logger(__name__)
@@ -37,10 +39,6 @@ _STATUS: tuple[tuple[type[SomaError], int, str], ...] = (
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {401: "invalid_api_key", 403: "insufficient_permissions", 413: "request_too_large"}
-
-
-class ModelNotFoundError(NotFoundError):
-    """No model version has this name."""
 
 
 class ParameterError(InvalidError):
@@ -110,12 +108,13 @@ async def _soma(_: Request, error: Exception) -> JSONResponse:
 async def _validation(_: Request, error: Exception) -> JSONResponse:
     """400 for what can be parsed and is not accepted, 422 for the wrong type."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
-    first = error.errors()[0]
+    found = error.errors()
+    values = [one for one in found if not str(one["type"]).endswith(("_type", "_parsing"))]
+    first = (values or found)[0]
     param = _param(first["loc"])
-    wrong_type = str(first["type"]).endswith(("_type", "_parsing"))
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
     body = body_of(message, kind="invalid_request_error", param=param or None)
-    return JSONResponse(body, status_code=422 if wrong_type else 400)
+    return JSONResponse(body, status_code=400 if values else 422)
 
 
 def _param(loc: Sequence[str | int]) -> str:
@@ -133,5 +132,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("unexpected error", path=request.url.path, error=repr(error), exc_info=error)
+    # Neither locals nor the error's words: they may hold what a person said.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("unexpected error", path=request.url.path, error=type(error).__name__, where=where)
     return plain(500, "something broke in SOMA; its log says more")

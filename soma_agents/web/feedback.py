@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from arbiters.errors import NotFoundError
 from arbiters.events import FeedbackGiven
@@ -14,6 +14,7 @@ from arbiters.ports import StoredFeedback
 from soma_agents.serving.gateway import Caller
 from soma_agents.web.dependencies import Judges, Parts
 from soma_agents.web.errors import ParameterError
+from soma_agents.web.schemas import Body
 from soma_agents.web.services import Services
 
 router = APIRouter(tags=["Feedback"])
@@ -21,7 +22,7 @@ router = APIRouter(tags=["Feedback"])
 MAX_TEXT = 100_000
 
 
-class FeedbackRequest(BaseModel):
+class FeedbackRequest(Body):
     """A judgement of a reply or a conversation.
 
     `rating`: a number in [-1, 1]; `comment`, `demonstration`: a text; `preference`: the id of the
@@ -87,22 +88,16 @@ async def feedback(
 
 
 async def _must_exist(services: Services, caller: Caller, kind: str, target: str) -> None:
-    who = {"tenant": caller.tenant, "user": caller.user}
-    at_least = await _at_least(services, target)
-    if kind == "inference":
-        found = await services.directory.ask(
-            "conversation_history", "inference", at_least=at_least, inference=target, **who
-        )
-    else:
-        found = await services.directory.ask(
-            "conversation_history",
-            "history",
-            at_least=at_least,
-            conversation=target,
-            limit=1,
-            **who,
-        )
-    if not found:
+    exists = await services.directory.ask(
+        "conversation_history",
+        "exists",
+        at_least=await _at_least(services, target),
+        tenant=caller.tenant,
+        user=caller.user,
+        target=target,
+        kind=kind,
+    )
+    if not exists:
         raise NotFoundError(f"there is no {kind} {target!r} to judge; its id came with the answer")
 
 

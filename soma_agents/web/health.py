@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from arbiters.errors import BusyError, SomaError
 from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
+from soma_agents.serving.backend import generation
 from soma_agents.web.dependencies import Parts
 from soma_agents.web.services import Services
 
@@ -52,7 +52,7 @@ async def _check(services: Services) -> str:
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
             await services.log.end()
-            async with aclosing(services.engine.generate(request)) as items:
+            async with generation(services.engine, request) as items:
                 async for item in items:
                     if isinstance(item, Finished) and item.reason == "error":
                         return "the engine broke off its test"

@@ -19,6 +19,7 @@ from arbiters.events import (
     RoundRequested,
 )
 from soma_agents.web.dependencies import Exports, Identity, Imports, Looks, Parts, Promotes, Trains
+from soma_agents.web.schemas import Body
 from soma_agents.web.services import Services
 
 router = APIRouter(prefix="/api", tags=["Learning"])
@@ -184,10 +185,11 @@ class Conversation(BaseModel):
     held_out: bool = False
 
 
-class Import(BaseModel):
+class Import(Body):
     """Conversations to take in."""
 
-    model_config = ConfigDict(extra="forbid")
+    # Not strict: the time comes as text.
+    model_config = ConfigDict(extra="forbid", strict=False)
 
     conversations: Annotated[list[Conversation], Field(max_length=10_000)]
 

@@ -1,6 +1,7 @@
 """What Prometheus counts. Names follow its conventions: base units, `_total`, `_seconds`."""
 
 import time
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,7 +53,7 @@ class Meters:
         self._events.set(await services.log.end())
         self._champion.clear()
         self._champion.labels(services.rollout.lineup.champion.name).set(1)
-        for name, value in services.engine.stats().items():
+        for name, value in asdict(services.engine.stats()).items():
             self._engine.labels(name).set(value)
 
 

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from soma_agents.language.requests import Piece
+from soma_agents.serving.rollout import ModelNotFoundError
 from soma_agents.serving.turns import Ended, Turn
 from soma_agents.web.dependencies import Chats, Looks, Parts
-from soma_agents.web.errors import ModelNotFoundError
 from soma_agents.web.replies import chat_logprobs, completion_logprobs, headers, ids, usage
 from soma_agents.web.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from soma_agents.web.services import Services

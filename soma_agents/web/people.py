@@ -4,11 +4,12 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from arbiters.errors import NotFoundError
 from arbiters.events import FactForgotten, FactStated, PersonalityRestored
 from soma_agents.web.dependencies import Chats, Forgets, Judges, Looks, Parts
+from soma_agents.web.schemas import Body
 
 router = APIRouter(prefix="/api", tags=["People"])
 
@@ -42,7 +43,7 @@ async def personality_history(
     return {"data": [asdict(revision) for revision in revisions]}
 
 
-class Restore(BaseModel):
+class Restore(Body):
     """Which revision to return to."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -85,7 +86,7 @@ async def profile(services: Parts, asked: Looks) -> dict[str, Any]:
 Subject = Annotated[str, Path(min_length=1, max_length=100)]
 
 
-class Fact(BaseModel):
+class Fact(Body):
     """Something the user says about themselves."""
 
     model_config = ConfigDict(strict=True, extra="forbid")

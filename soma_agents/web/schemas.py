@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from arbiters.events import ChatMessage
 from soma_agents.language.sampling import Sampling
@@ -16,9 +16,37 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Request(BaseModel):
-    """Strict about types; fields that SOMA does not know are ignored, as OpenAI's servers do."""
+    """Strict about types; fields that SOMA does not know are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Body(Request):
+    """A whole request body."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        """JSON can spell half a surrogate pair, which no text can hold."""
+        waiting = [value]
+        while waiting:
+            match waiting.pop():
+                case str(text):
+                    _check_text(text)
+                case list(items):
+                    waiting += items
+                case dict(fields):
+                    waiting += [*fields, *fields.values()]
+                case _:
+                    pass
+        return value
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text has half a character at {error.start}: {error.reason}") from None
 
 
 class TextPart(Request):
@@ -67,7 +95,7 @@ class StreamOptions(Request):
     include_usage: bool = False
 
 
-class SamplingRequest(Request):
+class SamplingRequest(Body):
     """How to choose tokens; the names of OpenAI, and of vLLM where OpenAI has none."""
 
     model: str = "soma"
