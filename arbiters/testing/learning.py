@@ -70,7 +70,11 @@ class MemoryDatasetWriter:
         content = repr({name: tuple(examples) for name, examples in sorted(splits.items())})
         identity = hashlib.sha256(content.encode()).hexdigest()[:16]
         self.written.setdefault(identity, (dict(splits), dict(manifest)))
-        counts = {name: len(examples) for name, examples in splits.items()}
+        counts = {
+            name: sum(example.rejected is None for example in examples)
+            for name, examples in splits.items()
+        }
+        counts["preferences"] = sum(len(each) for each in splits.values()) - sum(counts.values())
         return DatasetRef(id=identity, path=f"memory/{identity}", counts=counts)
 
 

@@ -8,7 +8,6 @@ from arbiters.errors import ConflictError, InvalidError, NotFoundError
 from arbiters.ports import ModelVersion, Pointer
 from soma_agents.storage.database import Database, Row, Schema, as_text
 
-BASE_NAME = "soma-v0"
 STAGES = ("candidate", "retired", "rejected", "held")
 """What a version can be besides champion, which follows the pointer alone."""
 
@@ -60,11 +59,10 @@ class SqliteRegistry:
             known = await self.model(version.id)
             if known is not None:
                 return known
-            row = await self._database.row("UPDATE numbers SET last = last + 1 RETURNING last")
-            await self._insert(replace(version, stage="candidate"), row[0] if row else 1)
-            registered = await self.model(version.id)
-        if registered is None:
-            raise NotFoundError(f"model {version.id!r} vanished while it was registered")
+            rows = await self._database.rows("UPDATE numbers SET last = last + 1 RETURNING last")
+            number = rows[0][0]
+            registered = replace(version, name=f"soma-v{number}", stage="candidate")
+            await self._insert(registered, number)
         return registered
 
     async def _insert(self, version: ModelVersion, number: int) -> None:
