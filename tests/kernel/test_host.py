@@ -381,6 +381,19 @@ async def test_a_replay_that_fails_again_keeps_the_dead_letter(world):
     assert world.heard.subjects == []
 
 
+async def test_a_replay_onto_a_full_disk_leaves_the_dead_letter_as_it_was(world):
+    (bad,) = await world.delete("bad")
+    host = world.echo(always("bad"))
+    await host.drain()
+    before = await host.dead_letters()
+    host.arbiter.stumble = always("bad", StorageFullError)
+
+    with pytest.raises(StorageFullError):
+        await host.replay(bad.id)
+
+    assert await host.dead_letters() == before
+
+
 async def test_what_is_not_a_dead_letter_cannot_be_replayed(world):
     with pytest.raises(NotFoundError, match="'nothing'"):
         await world.echo().replay("nothing")
