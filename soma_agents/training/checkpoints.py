@@ -1,0 +1,79 @@
+"""Where a training run can go on from: tensors and state in a directory, the manifest last."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from arbiters.errors import CorruptError
+from soma_agents.storage.files import sync_directory, verify_manifest, write_manifest
+
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+KEPT = 2
+"""Checkpoints kept: the newest, and one more in case it turns out damaged."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """State (with its `step`) and tensors of a run after that step."""
+
+    state: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+class Checkpoints:
+    """The checkpoints of one run; those of another (`run` differs) are not for it."""
+
+    def __init__(self, directory: Path, run: str) -> None:
+        self._directory = directory
+        self._run = run
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint durably, then drop the oldest.
+
+        Raises:
+            StorageFullError: the disk is full; the checkpoints before stand.
+        """
+        target = self._directory / f"step-{checkpoint.state['step']:08d}"
+        partial = self._directory / f".{target.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(dict(checkpoint.tensors), partial / TENSORS)
+        (partial / STATE).write_text(json.dumps(dict(checkpoint.state)))
+        write_manifest(partial, {"run": self._run})
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        sync_directory(self._directory)
+        for old in self._paths()[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint of this run; damaged ones are skipped with a log line."""
+        for path in self._paths():
+            try:
+                return self._read(path)
+            except CorruptError as error:
+                _log.warning("checkpoint skipped", path=str(path), because=str(error))
+        return None
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._directory.glob("step-*"), reverse=True)
+
+    def _read(self, path: Path) -> Checkpoint:
+        if verify_manifest(path).get("run") != self._run:
+            raise CorruptError(f"{path} belongs to a run with other material or settings")
+        try:
+            return Checkpoint(json.loads((path / STATE).read_text()), load_file(path / TENSORS))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CorruptError(f"{path} cannot be read: {error}") from error
