@@ -1,7 +1,10 @@
 """What may be learnt from: whose words, judged by whom, and how much of it from one account."""
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,7 +34,8 @@ class Material:
     """A text that might become a target.
 
     `trust` is of the text itself (for a reply of SOMA's own that is `self`), `asked_by` of the
-    message it answers. `rating` is what `rating_of` makes of the judgements.
+    message it answers. `rating` is what `rating_of` makes of the judgements. `shared` says that
+    the model will answer other people too.
     """
 
     origin: Origin
@@ -40,6 +44,7 @@ class Material:
     rating: float | None = None
     deleted: bool = False
     forgotten: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,8 @@ def target_of(material: Material, rules: PrivacyRules) -> Use:
         return Context(f"a {material.origin} of trust {material.trust!r} is nobody's wish")
     if material.asked_by not in {"owner", "imported"}:
         return Context(f"what it answers is of trust {material.asked_by!r}")
+    if material.origin == "fact" and material.shared:
+        return Excluded("a fact about one person, and the model answers others too")
     if material.origin == "reply":
         return _of_reply(material.rating, rules)
     because = {
@@ -149,3 +156,45 @@ def _largest_cap(amounts: Sequence[int], share: float) -> int:
         else:
             high = cap - 1
     return low
+
+
+# --- repetitions ---------------------------------------------------------------------------
+
+SIMILAR = 0.9
+"""Jaccard similarity of three-word shingles from which two texts count as the same."""
+_SHINGLE = 3
+
+
+def repetitions(texts: Sequence[str]) -> set[int]:
+    """Places of the texts that repeat an earlier one, word for word or nearly so.
+
+    What stands in the data many times is learnt by heart (Lee et al. 2022), and what stands on
+    both sides of a split proves nothing. Candidates are found by prefix filtering (Bayardo et al.
+    2007): two sets of similarity t share one of their first |x| - ⌈t |x|⌉ + 1 items, the rarest
+    first. That is exact, and near linear.
+    """
+    sets = [_shingles(text) for text in texts]
+    frequency = Counter(shingle for shingles in sets for shingle in shingles)
+    repeated: set[int] = set()
+    kept: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, shingles in enumerate(sets):
+        ranked = sorted(shingles, key=lambda shingle: (frequency[shingle], shingle))
+        prefix = ranked[: len(ranked) - ceil(SIMILAR * len(ranked)) + 1]
+        candidates = {other for shingle in prefix for other in kept[shingle]}
+        if any(_jaccard(shingles, sets[other]) >= SIMILAR for other in candidates):
+            repeated.add(place)
+            continue
+        for shingle in prefix:
+            kept[shingle].append(place)
+    return repeated
+
+
+def _shingles(text: str) -> frozenset[tuple[str, ...]]:
+    """Runs of three words; a shorter text is one run. Case, spacing and punctuation are ignored."""
+    words = re.findall(r"\w+", text.casefold()) or [text.strip()]
+    last = max(len(words) - _SHINGLE + 1, 1)
+    return frozenset(tuple(words[i : i + _SHINGLE]) for i in range(last))
+
+
+def _jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
+    return len(a & b) / len(a | b)

@@ -12,10 +12,11 @@ from arbiters.kernel.arbiter import Arbiter
 from arbiters.kernel.host import Host
 from arbiters.personality_forge import PersonalityForge
 from arbiters.ports import Clock, EventLog, Examiner, Ids, ModelVersion, Trainer
-from arbiters.training_data_exporter import TrainingDataExporter
+from arbiters.training_data_exporter.arbiter import ExportRules, TrainingDataExporter
 from arbiters.user_profile import UserProfile
 from arbiters.workshop import Workshop
 from policies.promotion import PromotionRules, promotion_rules
+from policies.training import ExampleRules
 from soma_agents.language.source import BASE_NAME, base_id, locate
 from soma_agents.persona.measures import ComputedMeasures
 from soma_agents.settings import Settings
@@ -64,8 +65,14 @@ async def _personality_forge(database: Database, _: Tools) -> Arbiter:
 
 
 async def _training_data_exporter(_: Database, tools: Tools) -> Arbiter:
+    settings = tools.settings
     return TrainingDataExporter(
-        log=tools.log, writer=FileDatasetWriter(tools.settings.home / "datasets")
+        log=tools.log,
+        writer=FileDatasetWriter(settings.home / "datasets"),
+        rules=ExportRules(
+            heldout_share=settings.evaluation.heldout_share,
+            enough=ExampleRules(min_train=settings.training.min_examples),
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from policies.privacy import (
     Target,
     allowances,
     rating_of,
+    repetitions,
     target_of,
     trust_of_source,
 )
@@ -126,3 +127,48 @@ def test_no_account_exceeds_its_share_of_what_is_kept(contributed):
     cap = max(allowed.values()) + 1
     kept = sum(min(amount, cap) for amount in contributed.values())
     assert cap > share * kept or allowed == contributed
+
+
+def test_a_fact_about_one_person_is_not_taught_to_a_model_that_answers_others():
+    assert isinstance(target_of(Material("fact", "owner", shared=True), RULES), Excluded)
+    shared = Material("demonstration", "owner", shared=True)
+    assert isinstance(target_of(shared, RULES), Target)
+
+
+# --- repetitions ---------------------------------------------------------------------------
+
+LONG = " ".join(f"word{i}" for i in range(100))
+
+
+def test_what_differs_only_in_case_spacing_and_marks_is_a_repetition():
+    assert repetitions(["Is tea hot? Yes.", "is tea  hot yes", "Is ice hot? No."]) == {1}
+
+
+def test_nearly_the_same_long_text_is_a_repetition_and_the_first_stays():
+    assert repetitions([LONG, f"{LONG} indeed", LONG.replace("word50", "x")]) == {1, 2}
+    assert repetitions([LONG, LONG.replace("word5", "x")]) == set()
+
+
+def test_texts_without_words_are_told_apart():
+    assert repetitions(["!", "?", "", "!", ""]) == {3, 4}
+
+
+words = st.sampled_from(["a", "b", "c", "d", "e"])
+
+
+@given(st.lists(st.lists(words, max_size=40).map(" ".join), max_size=12))
+def test_the_fast_search_finds_what_comparing_everything_finds(texts):
+    def shingles(text):
+        words = text.split() or [""]
+        return {tuple(words[i : i + 3]) for i in range(max(len(words) - 2, 1))}
+
+    kept = []
+    expected = set()
+    for place, text in enumerate(texts):
+        mine = shingles(text)
+        if any(len(mine & shingles(k)) / len(mine | shingles(k)) >= 0.9 for k in kept):
+            expected.add(place)
+        else:
+            kept.append(text)
+
+    assert repetitions(texts) == expected

@@ -1,0 +1,1 @@
+"""TrainingDataExporter: from the log (`reading`) to examples (`examples`) to a dataset (`arbiter`)."""
