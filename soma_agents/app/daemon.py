@@ -33,7 +33,7 @@ from soma_agents.storage.identifiers import SystemClock
 
 DRAIN_SECONDS = 28.0
 SILENCE_SECONDS = 60.0
-"""A keeper that reports nothing for so long is as good as dead."""
+"""A keeper that ran and reports nothing for so long is as good as dead."""
 
 log = structlog.get_logger(__name__)
 Announce = Callable[[RunState], None]
@@ -111,21 +111,25 @@ class Supervisor:
         stopping = asyncio.create_task(self._stop.wait())
         state: dict[str, Any] = {}
         self._why = "it ended without a word"
+        # Ray's start and the imports block the keeper for as long as they take.
+        patience = self._settings.cluster.start_timeout_s
         while not self._stop.is_set():
             line = asyncio.create_task(reports.readline())
             await asyncio.wait(
                 [line, stopping],
-                timeout=SILENCE_SECONDS,
+                timeout=patience,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not line.done():
                 line.cancel()
-                self._why = f"it reported nothing for {SILENCE_SECONDS:g} seconds"
+                self._why = f"it reported nothing for {patience:g} seconds"
                 break
             if not line.result():
                 break
             state |= json.loads(line.result())
             self._heard(state)
+            if state["state"] == "running":
+                patience = SILENCE_SECONDS
         stopping.cancel()
 
     def _heard(self, state: dict[str, Any]) -> None:
@@ -272,7 +276,7 @@ def main() -> None:
     try:
         asyncio.run(Supervisor(settings, announce).run())
     except SomaError as error:
-        log.exception("the supervisor ends")
+        log.error("the supervisor ends", why=str(error))  # noqa: TRY400 - it is no surprise
         sys.stdout.write(json.dumps({"failed": str(error)}) + "\n")
         sys.exit(1)
 

@@ -65,7 +65,8 @@ def _start_detached(settings: Settings) -> RunState:
     if not report or "failed" in report:
         child.wait()
         why = report.get("failed", "the supervisor ended without a word")
-        raise UnavailableError(f"{why}\n{_tail(output)}".rstrip())
+        tail = _tail(settings.home / "logs" / "keeper.out") or _tail(output)
+        raise UnavailableError(f"{why}\n{tail}".rstrip())
     return RunState(**report)
 
 

@@ -1,4 +1,7 @@
-"""The gateway behind Ray Serve: one replica with the engine in it, or apart from it."""
+"""The gateway behind Ray Serve: one replica with the engine in it, or apart from it.
+
+What a replica needs (torch, FastAPI) is imported there: the keeper, which deploys it, stays small.
+"""
 
 import os
 from collections.abc import Callable
@@ -13,12 +16,9 @@ from soma_agents.cluster.arbiters import RayDirectory
 from soma_agents.cluster.bus import RayEventLog
 from soma_agents.cluster.names import APPLICATION
 from soma_agents.cluster.remote_engine import EngineReplica, RemoteEngine, speak, started_engine
-from soma_agents.language.model import load_model
 from soma_agents.settings import Settings
 from soma_agents.storage.identifiers import SystemClock, Uuid7
 from soma_agents.storage.keys import ApiKeys
-from soma_agents.web.app import create_app
-from soma_agents.web.services import Services
 
 LIGHT_REQUESTS = 64
 """Requests at once that need no engine: lists, feedback, followed logs."""
@@ -35,6 +35,8 @@ class GatewayReplica:
     async def __init__(
         self, settings: str, prepare: Callable[[str], None], engine: DeploymentHandle | None = None
     ) -> None:
+        from soma_agents.language.model import load_model
+
         prepare("gateway")
         self._settings = Settings.model_validate_json(settings)
         self._engine: Any
@@ -48,6 +50,9 @@ class GatewayReplica:
             await speak(self._engine, self._model)
 
     def __serve_build_asgi_app__(self) -> Any:
+        from soma_agents.web.app import create_app
+        from soma_agents.web.services import Services
+
         return create_app(
             Services.over(
                 settings=self._settings,

@@ -6,6 +6,7 @@ machine is ever touched: nothing is found by name, only as a child of that proce
 """
 
 import hashlib
+import importlib
 import os
 import secrets
 import shutil
@@ -22,7 +23,7 @@ from soma_agents.cluster.names import NAMESPACE
 from soma_agents.settings import Settings
 
 _SOCKET_PATH_LIMIT = 107
-_SESSION_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_SESSION_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_TheLongestModule"
 _ESSENTIAL = ("gcs_server", "raylet")
 _SESSIONS_KEPT = 3
 
@@ -143,6 +144,7 @@ def start(settings: Settings) -> Head:
     join = settings.cluster.address
     import ray
 
+    _read_environment_again()
     try:
         context: Any = ray.init(
             address=join or "local",
@@ -157,6 +159,13 @@ def start(settings: Settings) -> Head:
     address = context.address_info
     dashboard = f"http://{address['webui_url']}" if address["webui_url"] else ""
     return Head(address=address["gcs_address"], dashboard=dashboard, ours=not join)
+
+
+def _read_environment_again() -> None:
+    """Whoever imported Ray before made it read the environment as it was then."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _own(settings: Settings) -> dict[str, Any]:

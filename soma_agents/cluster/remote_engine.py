@@ -8,25 +8,31 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from arbiters.errors import BusyError, NotFoundError, SomaError, UnavailableError
-from soma_agents.language.engine import Engine, EngineStats
-from soma_agents.language.model import LanguageModel, load_model
-from soma_agents.language.requests import Finished, GenerationRequest, Piece
-from soma_agents.language.sampling import Sampling
 from soma_agents.settings import Settings
+
+if TYPE_CHECKING:
+    # They load torch, and the keeper, which only deploys, stays small.
+    from soma_agents.language.engine import Engine, EngineStats
+    from soma_agents.language.model import LanguageModel
+    from soma_agents.language.requests import Finished, GenerationRequest, Piece
 
 SPEAK_SECONDS = 30.0
 
 
-async def started_engine(settings: Settings) -> tuple[LanguageModel, Engine]:
+async def started_engine(settings: Settings) -> "tuple[LanguageModel, Engine]":
     """The model of the settings in an engine that has shown that it can speak."""
+    import torch
+
+    from soma_agents.language.engine import Engine
+    from soma_agents.language.model import load_model
+
     chosen = settings.engine
     dtype = torch.bfloat16 if chosen.dtype == "bfloat16" else torch.float32
     model = await asyncio.to_thread(load_model, chosen.model, dtype=dtype)
@@ -37,12 +43,15 @@ async def started_engine(settings: Settings) -> tuple[LanguageModel, Engine]:
     return model, engine
 
 
-async def speak(engine: "Engine | RemoteEngine", model: LanguageModel) -> None:
+async def speak(engine: "Engine | RemoteEngine", model: "LanguageModel") -> None:
     """Generate one token. An engine that is full of work has shown that it speaks.
 
     Raises:
         UnavailableError: none came in time, or the engine failed.
     """
+    from soma_agents.language.requests import Finished, GenerationRequest
+    from soma_agents.language.sampling import Sampling
+
     prompt = tuple(model.tokenizer.encode("Hello"))
     request = GenerationRequest(prompt, Sampling(temperature=0.0, max_tokens=1))
     try:
@@ -64,7 +73,7 @@ class EngineReplica:
         prepare("engine")
         self._model, self._engine = await started_engine(Settings.model_validate_json(settings))
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece | Finished]:
+    async def generate(self, request: "GenerationRequest") -> "AsyncIterator[Piece | Finished]":
         async for item in self._engine.generate(request):
             yield item
 
@@ -77,7 +86,7 @@ class EngineReplica:
     async def use_cores(self, cores: tuple[int, ...]) -> None:
         await self._engine.use_cores(cores)
 
-    async def stats(self) -> EngineStats:
+    async def stats(self) -> "EngineStats":
         return self._engine.stats()
 
     async def check_health(self) -> None:
@@ -94,6 +103,8 @@ class RemoteEngine:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
         self._directories: dict[str, Path] = {}
+        from soma_agents.language.engine import EngineStats
+
         self._stats = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0.0)
         self._looking: asyncio.Future[None] | None = None
 
@@ -114,7 +125,7 @@ class RemoteEngine:
     async def use_cores(self, cores: tuple[int, ...]) -> None:
         """Nothing: the cores here are not those of the engine's machine."""
 
-    def stats(self) -> EngineStats:
+    def stats(self) -> "EngineStats":
         """What the engine had counted a moment ago; asking brings the next answer here."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.ensure_future(self._look())
@@ -127,7 +138,7 @@ class RemoteEngine:
     async def close(self) -> None:
         """Nothing: Serve stops the replica."""
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece | Finished]:
+    async def generate(self, request: "GenerationRequest") -> "AsyncIterator[Piece | Finished]":
         """See `Engine.generate`."""
         try:
             async for item in self._stream(request):
@@ -141,7 +152,7 @@ class RemoteEngine:
             async for item in self._stream(request):
                 yield item
 
-    async def _stream(self, request: GenerationRequest) -> AsyncIterator[Piece | Finished]:
+    async def _stream(self, request: "GenerationRequest") -> "AsyncIterator[Piece | Finished]":
         answer: Any = self._handle.options(stream=True).generate.remote(request)
         try:
             async for item in answer:

@@ -1,0 +1,90 @@
+"""The event log's contract, kept across processes and across the bus's deaths."""
+
+import asyncio
+import os
+import signal
+import sys
+import uuid
+
+import psutil
+import pytest
+import ray
+
+from arbiters.errors import UnavailableError
+from soma_agents.cluster.bus import MAX_CALLS, Bus, RayEventLog, decode, encode
+from soma_agents.cluster.names import NAMESPACE
+from soma_agents.storage.event_log import SqliteEventLog
+from tests.contracts.test_event_log import *  # noqa: F403 - the same suite over this log
+from tests.contracts.test_event_log import said
+
+pytestmark = pytest.mark.ray
+
+
+def no_preparation(_name):
+    pass
+
+
+class ReopenedBus(Bus):
+    """One actor for all tests, each with a fresh file: starting an actor takes seconds."""
+
+    async def reopen(self, path):
+        await self._log.close()
+        self._log = await SqliteEventLog.open(path)
+
+    async def pid(self):
+        return os.getpid()
+
+
+@pytest.fixture(scope="module")
+def bus(ray_cluster):
+    # The workers have no tests.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    name = f"bus-{uuid.uuid4().hex[:6]}"
+    options = {"name": name, "namespace": NAMESPACE, "max_restarts": -1, "num_cpus": 0}
+    actor = ray.remote(ReopenedBus).options(max_concurrency=MAX_CALLS, **options)
+    handle = actor.remote(ray_cluster.model_dump_json(), no_preparation)
+    yield name, handle
+    ray.kill(handle)
+
+
+@pytest.fixture
+async def log(bus, tmp_path):
+    name, handle = bus
+    await handle.reopen.remote(tmp_path / "events.db")
+    return RayEventLog(name=name)
+
+
+def test_a_batch_survives_the_wire_with_every_number_and_letter():
+    envelope = said("a", payload={"n": [1, 0.1, None], "text": "ü\x00🦜", "inf": float("inf")})
+
+    assert decode(encode([envelope])) == [envelope]
+    (back,) = decode(encode([said("b", payload={"n": float("nan")})]))
+    assert back.payload["n"] != back.payload["n"]
+
+
+async def test_appends_under_way_when_the_bus_is_killed_are_stored_once(bus, log):
+    _, handle = bus
+    pid = await handle.pid.remote()
+    loading = [asyncio.create_task(log.append([said(f"{n}")])) for n in range(200)]
+    await loading[0]
+
+    os.kill(pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    later = [asyncio.create_task(log.append([said(f"later {n}")])) for n in range(20)]
+    await asyncio.wait([*loading, *later])
+
+    # The bus came back over its own file; what was not acknowledged before was appended again.
+    stored = (await log.read(0, limit=1000)).envelopes
+    missing = {f"{n}" for n in range(200)} - {envelope.id for envelope in stored}
+    offsets = {task.result()[0] for task in later}
+    assert len(offsets) == 20
+    assert len({envelope.id for envelope in stored}) == len(stored)
+    assert missing <= {f"{n}" for n in range(200) if loading[n].done()}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+async def test_a_bus_that_never_comes_is_unavailable_after_the_patience():
+    log = RayEventLog(name="nobody", patience=0.3)
+
+    with pytest.raises(UnavailableError, match="nobody did not answer 'end'"):
+        await log.end()
