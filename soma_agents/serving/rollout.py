@@ -156,21 +156,25 @@ class Rollout:
             ModelNotFoundError: no version that may answer has this name.
             CorruptError: the version asked for by name cannot speak.
         """
-        lineup = self.lineup
-        facts = RoutingFacts(
-            user=user,
-            conversation=conversation,
-            champion=lineup.champion.id,
-            models={v.name: v.id for v in self._versions.values() if self._servable(v)},
-            requested=requested,
-            canary=lineup.canary,
-        )
-        chosen = route(facts)
+        chosen = route(self._facts(requested, user, conversation))
+        if isinstance(chosen, UnknownModel):
+            await self._all()  # it may have become known since
+            chosen = route(self._facts(requested, user, conversation))
         if isinstance(chosen, UnknownModel):
             raise ModelNotFoundError(chosen.because)
         version = self._versions[chosen.model]
         await self._load(version)
         return Routed(version, chosen.specialist, chosen.experiment)
+
+    def _facts(self, requested: str, user: str, conversation: str) -> RoutingFacts:
+        return RoutingFacts(
+            user=user,
+            conversation=conversation,
+            champion=self.lineup.champion.id,
+            models={v.name: v.id for v in self._versions.values() if self._servable(v)},
+            requested=requested,
+            canary=self.lineup.canary,
+        )
 
     def _servable(self, version: ModelVersion) -> bool:
         candidate = self.lineup.candidate
@@ -181,6 +185,12 @@ class Rollout:
         found: list[ModelVersion] = await self._directory.ask("evaluation", "models")
         self._versions = {version.id: version for version in found}
         return found
+
+    def why_not(self, model: str) -> str:
+        """Why a version does not answer although it was promoted."""
+        version = self._versions.get(model)
+        name = version.name if version else model
+        return f"{name} does not answer: {self._broken.get(model, 'another version came after it')}"
 
     # --- following the pointer -------------------------------------------------------------
 

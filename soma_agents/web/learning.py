@@ -36,9 +36,12 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.get("/training/export")
-async def export(services: Parts, _: Exports) -> dict[str, Any]:
-    """The newest dataset: where it lies, what is in it."""
-    return await services.directory.ask("training_data_exporter", "export")
+async def export(services: Parts, asked: Exports) -> dict[str, Any]:
+    """Write what may be learnt from as a dataset: an admin everyone's, others their own."""
+    mine = None if asked.role == "admin" else asked.caller.user
+    return await services.directory.ask(
+        "training_data_exporter", "export", tenant=asked.caller.tenant, user=mine
+    )
 
 
 @router.get("/training/stats")
@@ -146,6 +149,8 @@ async def _wish(services: Services, asked: Identity, event: Event) -> dict[str, 
         raise ConflictError(answer.payload["because"])
     await services.rollout.reached(answer.offset)
     champion = services.rollout.lineup.champion
+    if answer.type == "ModelPromoted" and champion.id != answer.payload["model"]:
+        raise ConflictError(services.rollout.why_not(answer.payload["model"]))
     return {
         "champion": {"name": champion.name, "id": champion.id},
         "because": answer.payload["because"],

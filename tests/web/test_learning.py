@@ -1,0 +1,83 @@
+"""Imports, rounds and receipts over HTTP."""
+
+import pytest
+
+
+def conversation(number, **more):
+    messages = [
+        {"role": "user", "content": f"Question {number}"},
+        {"role": "assistant", "content": f"Answer {number}"},
+    ]
+    return {"messages": messages, "source": "test", "digest": f"digest-{number}"} | more
+
+
+async def take_in(soma, *conversations):
+    return await soma.http.post("/api/import", json={"conversations": conversations})
+
+
+async def test_conversations_are_imported_once(soma):
+    first = await take_in(soma, conversation(1), conversation(2), conversation(2))
+    second = await take_in(soma, conversation(2), conversation(3))
+
+    assert first.json() == {"conversations": 2, "messages": 4, "duplicates": 1}
+    assert second.json() == {"conversations": 1, "messages": 2, "duplicates": 1}
+    assert len(await soma.events("ConversationImported")) == 3
+
+
+async def test_an_import_keeps_when_it_happened_and_what_is_held_out(soma):
+    await take_in(soma, conversation(1, happened_at="2024-05-06T07:08:09Z", held_out=True))
+
+    (imported,) = await soma.events("ConversationImported")
+    assert imported.payload["happened_at"] == "2024-05-06T07:08:09Z"
+    assert imported.payload["held_out"] is True
+
+
+async def test_an_import_may_be_larger_than_other_requests(soma):
+    large = conversation(1)
+    large["messages"][0]["content"] = "x" * 9_000_000
+
+    assert (await take_in(soma, large)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        ({"messages": []}, 400),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, 400),
+        ({"messages": [{"role": "user", "content": 1}]}, 422),
+        ({"happened_at": "yesterday"}, 422),
+        ({"digest": ""}, 400),
+    ],
+)
+async def test_a_broken_import_is_refused_as_a_whole(soma, wrong, status):
+    answer = await take_in(soma, conversation(1), conversation(2) | wrong)
+
+    assert answer.status_code == status, answer.text
+    assert "conversations.1" in answer.json()["error"]["param"]
+    assert await soma.events("ConversationImported") == []
+
+
+async def test_a_round_is_asked_for_and_followed(soma):
+    asked = await soma.http.post("/api/training/rounds", json={})
+    request = asked.json()["request"]
+
+    assert asked.status_code == 202
+    batch = await soma.runtime.log.read(0, types=frozenset({"RoundStarted"}), wait=10)
+    while not batch.envelopes:
+        batch = await soma.runtime.log.read(batch.end, types=frozenset({"RoundStarted"}), wait=10)
+    followed = (await soma.http.get(f"/api/training/rounds/{request}")).json()
+    assert followed["id"] == batch.envelopes[0].payload["round"]
+    assert {"step", "progress", "verdict", "because", "seconds"} <= followed.keys()
+    listed = (await soma.http.get("/api/training/rounds")).json()["data"]
+    assert [one["id"] for one in listed] == [followed["id"]]
+    assert (await soma.http.get("/api/training/rounds/none")).status_code == 404
+
+
+async def test_statistics_and_receipts_are_there_before_anything_was_learnt(soma):
+    stats = (await soma.http.get("/api/training/stats")).json()
+
+    assert stats["round"] is None
+    assert stats["because"]
+    assert (await soma.http.get("/api/receipts")).json() == {"data": []}
+    (base,) = (await soma.http.get("/api/models")).json()["data"]
+    assert (base["name"], base["stage"]) == ("soma-v0", "champion")
