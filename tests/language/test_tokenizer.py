@@ -95,9 +95,9 @@ def test_an_unknown_way_of_cutting_words_is_refused_by_name(metadata):
 
 
 @pytest.mark.model
-@given(text=st.text(st.characters(max_codepoint=0x2FFFF)))  # its vocabulary lacks rare bytes
+@given(text=st.text(st.characters(max_codepoint=0x2FFFF, exclude_categories=["Cc", "Cs"])))
 def test_decoding_undoes_encoding(smollm2_fp32, text):
-    tokenizer = smollm2_fp32.tokenizer
+    tokenizer = smollm2_fp32.tokenizer  # whose vocabulary lacks the bytes of rare characters
 
     assert tokenizer.decode(tokenizer.encode(tokenizer.defuse(text))) == tokenizer.defuse(text)
 
