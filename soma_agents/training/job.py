@@ -82,8 +82,14 @@ def corpus_of(model: LanguageModel, dataset: Dataset, settings: Settings) -> Cor
     """A dataset as token ids, with the rehearsal."""
     context = min(settings.training.context, model.config.context)
     tokenizer = model.tokenizer
+    learnt = [
+        example
+        for example in dataset.targets("train")
+        # A fact is a handful of words that must be known by heart: few passes would not do.
+        for _ in range(settings.training.fact_repeats if example.kind == "fact" else 1)
+    ]
     return Corpus(
-        replies=samples_of(tokenizer, dataset.targets("train"), context=context),
+        replies=samples_of(tokenizer, learnt, context=context),
         preferences=pairs_of(tokenizer, dataset.preferences("train"), context=context),
         rehearsal=rehearsal_samples(tokenizer, context=context),
         validation=samples_of(tokenizer, dataset.targets("validation"), context=context),

@@ -37,6 +37,7 @@ from soma_agents.training.corpus import (
     padded,
     plan,
 )
+from soma_agents.training.request import STOP
 from soma_agents.training.schedules import learning_rate
 
 VALIDATIONS = 8
@@ -44,9 +45,6 @@ VALIDATIONS = 8
 
 VALIDATION_TOKENS = 3072
 """Tokens of the validation split that are looked at: validation costs time, too."""
-
-STOP_FILE = "stop"
-"""A file of this name in the run's directory ends the run at its next step."""
 
 
 class DivergedError(SomaError):
@@ -231,7 +229,7 @@ class _Run:
         stop = torch.zeros(2)
         if self._workers.rank == 0:
             stop[0] = float(self._elapsed() > self._settings.max_seconds)
-            stop[1] = float((self._directory / STOP_FILE).exists())
+            stop[1] = float((self._directory / STOP).exists())
         self._workers.sum([stop])
         if stop[1]:
             return "stop file"

@@ -9,6 +9,8 @@ from arbiters.events import TrainingFailed, TrainingFinished, TrainingRequested
 from soma_agents.settings import Settings
 
 REQUEST, PROGRESS, RESULT, LOCK = "request.json", "progress.jsonl", "result.json", "lock"
+STOP = "stop"
+"""A file of this name in the run's directory ends the run at its next step."""
 
 
 class Job(BaseModel):

@@ -12,7 +12,14 @@ from policies.supervision import share_cores
 from soma_agents.language.apart import apart
 from soma_agents.settings import Settings
 from soma_agents.storage.files import write_atomic
-from soma_agents.training.request import PROGRESS, REQUEST, Job, read_result, run_directory
+from soma_agents.training.request import (
+    PROGRESS,
+    REQUEST,
+    STOP,
+    Job,
+    read_result,
+    run_directory,
+)
 
 ATTEMPTS = 3
 """How often a run is started that dies without a word; each goes on from the last checkpoint."""
@@ -49,6 +56,7 @@ class LocalTrainer:
         cores = self._cores or _trainer_cores()
         job = Job(request=request, settings=self._settings, cores=cores)
         write_atomic(run / REQUEST, job.model_dump_json().encode())
+        (run / STOP).unlink(missing_ok=True)
         status: int | None = None
         for _ in range(ATTEMPTS):
             if (result := read_result(run)) is not None:
@@ -64,12 +72,15 @@ class LocalTrainer:
                 async for progress in _follow(process, run):
                     yield progress
                 status = process.returncode
-        result = read_result(run) or TrainingFailed(
+            if (run / STOP).exists():
+                break
+        yield read_result(run) or TrainingFailed(
             round=request.round,
-            because=f"the training process ended without a result, {ATTEMPTS} times, "
+            because=f"stopped by the file {run / STOP}; ask again to go on"
+            if (run / STOP).exists()
+            else f"the training process ended without a result, {ATTEMPTS} times, "
             f"last with exit status {status!r}; see {run / 'log'}",
         )
-        yield result
 
     def _environment(self) -> dict[str, str]:
         return {}
