@@ -1,8 +1,9 @@
 """What the gateway costs: time to first token over HTTP less the engine's own, and many clients.
 
 `python -m bench.gateway` starts a SOMA of its own with `soma up`; with `--local` the same web
-application runs in one process without Ray. The engine is measured alone, in this process, on the
-very prompts that the gateway makes, before SOMA starts.
+application runs in one process without Ray. The engine alone is measured in this process on the
+very prompts that the gateway makes, in turn with requests over HTTP, so that both meet the same
+machine.
 """
 
 import argparse
@@ -36,6 +37,8 @@ from soma_agents.web.app import create_app
 from soma_agents.web.services import Services
 
 WARM_UP = 3
+PAUSE_SECONDS = 0.1
+"""Lets the threads of one engine go to sleep before the other's turn."""
 REQUESTS = 30
 ANSWER_TOKENS = 48
 FEW, MANY = 4, 32
@@ -45,19 +48,7 @@ QUESTION = "Question {}: what is a good way to spend a rainy afternoon at home?"
 START_SECONDS = 120
 
 
-# --- the engine alone ----------------------------------------------------------------------
-
-
-async def engine_alone() -> list[float]:
-    """Seconds to the first piece of each request, one after the other."""
-    model = load_model("smollm2")
-    engine = Engine(model)
-    await asyncio.to_thread(engine.start)
-    try:
-        times = [await _first_piece(engine, model, n) for n in range(WARM_UP + REQUESTS)]
-    finally:
-        await engine.close()
-    return times[WARM_UP:]
+# --- first tokens, and many clients --------------------------------------------------------
 
 
 async def _first_piece(engine: Engine, model: LanguageModel, number: int) -> float:
@@ -74,9 +65,6 @@ async def _first_piece(engine: Engine, model: LanguageModel, number: int) -> flo
         if isinstance(item, Piece) and not first:
             first = time.perf_counter() - began
     return first
-
-
-# --- over HTTP -----------------------------------------------------------------------------
 
 
 def _body(number: int, tokens: int) -> dict[str, Any]:
@@ -112,11 +100,21 @@ async def _stream(http: httpx2.AsyncClient, number: int, tokens: int) -> tuple[f
     return first, used
 
 
-async def first_tokens(url: str) -> list[float]:
-    """Seconds to the first token of each request, one after the other."""
+async def first_tokens(url: str) -> tuple[list[float], list[float]]:
+    """Seconds to the first token of each request: over HTTP, and of the engine alone."""
+    model = load_model("smollm2")
+    engine = Engine(model)
+    await asyncio.to_thread(engine.start)
+    over_http: list[float] = []
+    alone: list[float] = []
     async with httpx2.AsyncClient(base_url=url, timeout=120) as http:
-        times = [(await _stream(http, n, 2))[0] for n in range(WARM_UP + REQUESTS)]
-    return times[WARM_UP:]
+        for number in range(WARM_UP + REQUESTS):
+            over_http.append((await _stream(http, number, 2))[0])
+            await asyncio.sleep(PAUSE_SECONDS)
+            alone.append(await _first_piece(engine, model, number))
+            await asyncio.sleep(PAUSE_SECONDS)
+    await engine.close()
+    return over_http[WARM_UP:], alone[WARM_UP:]
 
 
 async def crowd(url: str, clients: int, rounds: int) -> dict[str, float]:
@@ -211,9 +209,9 @@ async def serve(home: str, port: int) -> None:
 # --- the figure ----------------------------------------------------------------------------
 
 
-def measure(url: str, alone: list[float]) -> dict[str, Any]:
+def measure(url: str) -> dict[str, Any]:
     """First tokens, then few and many clients."""
-    over_http = asyncio.run(first_tokens(url))
+    over_http, alone = asyncio.run(first_tokens(url))
     few = asyncio.run(crowd(url, FEW, FEW_ROUNDS))
     many = asyncio.run(crowd(url, MANY, 1))
     cost = 1e3 * (median(over_http) - median(alone))
@@ -241,11 +239,10 @@ def main() -> int:
     if chosen.serve:
         asyncio.run(serve(chosen.serve, chosen.port))
         return 0
-    alone = asyncio.run(engine_alone())
     with tempfile.TemporaryDirectory(prefix="soma-bench-") as home:
         start = local_process if chosen.local else soma_up
         with start(home, free_port()) as url:
-            result = measure(url, alone)
+            result = measure(url)
     print(json.dumps(result | {"runtime": "local" if chosen.local else "ray"}))
     return 0 if result["ok"] else 1
 
