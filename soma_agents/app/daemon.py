@@ -170,6 +170,7 @@ class Supervisor:
         now = self._clock.now()
         self._deaths.append(now)
         if not self._was_ready:
+            log.error("not ready", why=self._why)
             raise UnavailableError(f"SOMA did not start: {self._why}")
         match restart(self._deaths, now, self._rules):
             case Restart(wait, because):
@@ -178,6 +179,7 @@ class Supervisor:
                     async with asyncio.timeout(wait):
                         await self._stop.wait()
             case GiveUp(because):
+                log.error("giving up", why=self._why, because=because)
                 raise UnavailableError(f"SOMA gave up: {because}; the last reason: {self._why}")
 
 
@@ -276,7 +278,6 @@ def main() -> None:
     try:
         asyncio.run(Supervisor(settings, announce).run())
     except SomaError as error:
-        log.error("the supervisor ends", why=str(error))  # noqa: TRY400 - it is no surprise
         sys.stdout.write(json.dumps({"failed": str(error)}) + "\n")
         sys.exit(1)
 

@@ -23,7 +23,7 @@ from soma_agents.cluster.names import NAMESPACE
 from soma_agents.settings import Settings
 
 _SOCKET_PATH_LIMIT = 107
-_SESSION_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_TheLongestModule"
+_SESSION_SOCKET = "/r/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_LongModuleHead"
 _ESSENTIAL = ("gcs_server", "raylet")
 _SESSIONS_KEPT = 3
 
@@ -120,7 +120,10 @@ def session_root(settings: Settings) -> Path:
     if root.stat().st_uid != os.getuid():
         raise SomaError(f"{root} belongs to another user; remove it or set TMPDIR")
     root.chmod(0o700)
-    return root
+    # Ray opens its directory to all users; what is around it keeps them out.
+    inner = root / "r"
+    inner.mkdir(exist_ok=True)
+    return inner
 
 
 def forget_old_sessions(root: Path) -> None:

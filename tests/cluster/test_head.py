@@ -1,3 +1,4 @@
+import shutil
 import socket
 import stat
 
@@ -56,8 +57,8 @@ def test_sockets_fit_their_limit_however_long_the_data_directory_is(tmp_path):
 
     session = "/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead"
     assert len(str(root) + session) <= 107
-    assert stat.S_IMODE(root.stat().st_mode) == 0o700
-    root.rmdir()
+    assert stat.S_IMODE(root.parent.stat().st_mode) == 0o700
+    shutil.rmtree(root.parent)
 
 
 def test_two_data_directories_never_share_their_sockets(tmp_path):
@@ -68,7 +69,7 @@ def test_two_data_directories_never_share_their_sockets(tmp_path):
 
     assert len(roots) == 2
     for root in roots:
-        root.rmdir()
+        shutil.rmtree(root.parent)
 
 
 def test_old_sessions_are_forgotten_but_the_last_few(tmp_path):

@@ -1,0 +1,94 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+SOMA = Path(sys.executable).with_name("soma")
+START_SECONDS = 240
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def lives(process):
+    """Zombies are dead: whether anybody reaps orphans is the machine's affair."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Daemon:
+    """A real SOMA in a directory of its own, driven by the command line."""
+
+    def __init__(self, home):
+        self.home = home
+        self.port = free_port()
+        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+
+    def soma(self, *words, check=True, home=None):
+        command = [SOMA, *words, "--home", home or self.home]
+        return subprocess.run(command, capture_output=True, text=True, check=check, timeout=300)
+
+    def up(self, *, check=True):
+        return self.soma("up", "--detach", "--port", str(self.port), check=check)
+
+    def down(self):
+        self.soma("down")
+        self.http.close()
+
+    def status(self):
+        return json.loads(self.soma("status", "--json").stdout)
+
+    def pid(self, role):
+        return next(p["pid"] for p in self.status()["processes"] if p["role"] == role)
+
+    def kill(self, role):
+        """Kill a process at once and return its pid."""
+        pid = self.pid(role)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def until(self, condition, *, seconds=START_SECONDS):
+        """Ask again until `condition()` holds; what it returned."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if found := condition():
+                    return found
+            except (httpx2.HTTPError, StopIteration):
+                pass
+            assert time.monotonic() < deadline, "it never came true"
+            time.sleep(0.3)
+
+    def say(self, text):
+        body = {"messages": [{"role": "user", "content": text}], "model": "soma", "max_tokens": 4}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    def kept(self):
+        """What people wrote, according to the event log."""
+        lines = self.http.get("/api/events", params={"types": "MessageReceived"}).text.splitlines()
+        return [json.loads(line)["payload"]["content"] for line in lines]
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory):
+    """One SOMA for all of these tests; at the end nothing of it must be left."""
+    daemon = Daemon(tmp_path_factory.mktemp("chaos"))
+    daemon.up()
+    everything = [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
+    yield daemon
+    everything += [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
+    daemon.down()
+    assert [process for process in everything if lives(process)] == []
