@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import functools
+import os
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -130,21 +131,24 @@ class Soma:
 
 
 @asynccontextmanager
-async def running(home: Path, words, **overrides) -> AsyncGenerator[Soma]:
-    overrides["engine"] = {"model": str(words.path)} | overrides.get("engine", {})
+async def running(
+    home: Path, words, *, model=None, backend=None, **overrides
+) -> AsyncGenerator[Soma]:
+    model = model or words
+    overrides["engine"] = {"model": str(model.path)} | overrides.get("engine", {})
     settings = load_settings(home, environ={}, overrides=overrides)
     runtime = await LocalRuntime.start(settings)
-    engine = ScriptedEngine()
+    engine = backend or ScriptedEngine()
     services = Services.over(
         settings=settings,
         log=runtime.log,
         directory=runtime.directory,
-        model=words,
+        model=model,
         engine=engine,
         keys=ApiKeys(settings.home / "keys.json", runtime.clock),
         clock=runtime.clock,
         ids=runtime.ids,
-        cores=(0, 1),
+        cores=(0, 1) if backend is None else tuple(sorted(os.sched_getaffinity(0))),
     )
     app = create_app(services)
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
@@ -171,7 +175,7 @@ async def soma(soma_with):
 
 
 @asynccontextmanager
-async def listening(soma: Soma) -> AsyncGenerator[str]:
+async def on_a_socket(soma: Soma) -> AsyncGenerator[str]:
     """The same application on a real socket, where clients can stream and leave."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(soma.app, lifespan="off", log_config=None, timeout_graceful_shutdown=2)
@@ -185,6 +189,12 @@ async def listening(soma: Soma) -> AsyncGenerator[str]:
 
 
 @pytest.fixture
+def listening():
+    """Put a running SOMA on a socket."""
+    return on_a_socket
+
+
+@pytest.fixture
 async def url(soma):
-    async with listening(soma) as address:
+    async with on_a_socket(soma) as address:
         yield address

@@ -1,0 +1,53 @@
+"""The real first model behind the interface, asked by the official client over a real socket."""
+
+import asyncio
+
+import openai
+import pytest
+
+from soma_agents.language.engine import Engine
+from soma_agents.language.model import load_model
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+async def client(soma_with, listening):
+    model = load_model("smollm2")
+    engine = Engine(model, slots=8)
+    await asyncio.to_thread(engine.start)
+    async with (
+        soma_with(model=model, backend=engine) as soma,
+        listening(soma) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as made,
+    ):
+        yield made
+    await engine.close()
+
+
+async def ask(client, text, **options):
+    return await client.chat.completions.create(
+        model="soma",
+        messages=[{"role": "user", "content": text}],
+        **({"max_tokens": 12, "temperature": 0} | options),
+    )
+
+
+async def test_it_answers_streams_stops_and_gives_logprobs(client):
+    question = "What is the capital of France?"
+    plain = await ask(client, question, logprobs=True, top_logprobs=2)
+    stream = await ask(client, question, stream=True)
+    streamed = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    stopped = await ask(client, question, stop=["France"])
+    async with asyncio.TaskGroup() as group:
+        many = [group.create_task(ask(client, question)) for _ in range(8)]
+
+    assert "Paris" in plain.choices[0].message.content
+    assert plain.model == "soma-v0"
+    assert streamed == plain.choices[0].message.content
+    tokens = plain.choices[0].logprobs.content
+    assert "".join(one.token for one in tokens).startswith(plain.choices[0].message.content[:20])
+    assert all(one.logprob <= 0 and len(one.top_logprobs) == 2 for one in tokens)
+    assert stopped.choices[0].finish_reason == "stop"
+    assert "France" not in stopped.choices[0].message.content
+    assert {task.result().choices[0].message.content for task in many} == {streamed}
