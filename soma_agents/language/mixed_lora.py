@@ -8,6 +8,11 @@ from torch import Tensor
 from soma_agents.language.lora import LoraAdapter
 from soma_agents.language.transformer import SITES
 
+FEW_ROWS = 16
+"""Up to so many rows small products are quicker in fp32: each bf16 product has a fixed cost."""
+
+Pair = tuple[Tensor, Tensor]
+
 
 class PackedLora:
     """An adapter made ready for decoding: per block and fused matrix one A and one B.
@@ -16,19 +21,25 @@ class PackedLora:
     """
 
     def __init__(self, adapter: LoraAdapter, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self.sites: list[dict[str, tuple[Tensor, Tensor]]] = []
+        self._few: list[dict[str, Pair]] = []
         with torch.no_grad():
             for layer in range(adapter.shape.layers):
                 packed = {site: self._pack(adapter, layer, site) for site in SITES}
-                self.sites.append({site: pair for site, pair in packed.items() if pair})
+                self._few.append({site: pair for site, pair in packed.items() if pair})
+        self._many = [
+            {site: (down.to(dtype), up.to(dtype)) for site, (down, up) in block.items()}
+            for block in self._few
+        ]
 
     def delta(self, layer: int, site: str, x: Tensor) -> Tensor | None:
         """B(A x) of block `layer`'s `site`, None where the adapter corrects nothing."""
-        pair = self.sites[layer].get(site)
-        return None if pair is None else (x @ pair[0]) @ pair[1]
+        few = len(x) <= FEW_ROWS
+        pair = (self._few if few else self._many)[layer].get(site)
+        if pair is None:
+            return None
+        return ((x.float() @ pair[0]) @ pair[1]).to(x.dtype) if few else (x @ pair[0]) @ pair[1]
 
-    def _pack(self, adapter: LoraAdapter, layer: int, site: str) -> tuple[Tensor, Tensor] | None:
+    def _pack(self, adapter: LoraAdapter, layer: int, site: str) -> Pair | None:
         names = [name for name in SITES[site] if name in adapter.a]
         if not names:
             return None
@@ -43,7 +54,7 @@ class PackedLora:
                 column = rank * names.index(name)
                 up[row:end, column : column + rank] = adapter.b[name][layer] * scale
             row = end
-        return down.T.contiguous().to(self._dtype), up.T.contiguous().to(self._dtype)
+        return down.T.contiguous().float(), up.T.contiguous().float()
 
 
 class MixedLora:
