@@ -145,7 +145,9 @@ class Gateway:
         prepared = self._specialist.continuation(
             text, sampling, adapter=routed.adapter, tenant=caller.tenant
         )
-        received = MessageReceived(conversation=conversation, message=self._ids.new(), content=text)
+        received = MessageReceived(
+            conversation=conversation, message=self._ids.new(), content=text, trust="external"
+        )
         return await self._begin(caller, received, prepared, routed, transcript=None)
 
     # --- the steps -------------------------------------------------------------------------

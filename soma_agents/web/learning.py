@@ -35,6 +35,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 # --- rounds --------------------------------------------------------------------------------
 
 
+@router.post("/training/export")
 @router.get("/training/export")
 async def export(services: Parts, asked: Exports) -> dict[str, Any]:
     """Write what may be learnt from as a dataset: an admin everyone's, others their own."""

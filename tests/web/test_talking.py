@@ -96,6 +96,17 @@ async def test_history_list_search_and_export_tell_what_was_said(soma):
     assert exported.json()["messages"][0]["content"] == "A purple elephant"
 
 
+async def test_what_was_understood_from_a_deleted_conversation_goes_with_it(soma):
+    told = await soma.http.post("/api/reason", json={"message": "My name is Mira."})
+    await soma.http.put("/api/profile/home", json={"value": "Lisbon"})
+
+    await soma.http.delete(f"/api/conversation/{told.json()['conversation']}")
+
+    known = (await soma.http.get("/api/profile")).json()["facts"]
+    assert [fact["subject"] for fact in known] == ["home"]
+    assert "Mira" not in str(await soma.events("FactStated"))
+
+
 async def test_a_deleted_conversation_is_gone_from_history_and_log(soma):
     said = (await soma.http.post("/api/reason", json={"message": "My secret"})).json()
     conversation, inference = said["conversation"], said["inference"]
