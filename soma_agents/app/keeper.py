@@ -20,6 +20,7 @@ from arbiters.errors import SomaError
 from arbiters.kernel.bus import Publisher
 from soma_agents.app import logs
 from soma_agents.app.schedule import schedule
+from soma_agents.cluster import lean
 from soma_agents.settings import Settings
 
 LOOK_SECONDS = 1.0
@@ -158,6 +159,7 @@ def main() -> None:
     _die_with_parent()
     settings = Settings.model_validate_json(sys.stdin.readline())
     logs.setup(settings, "keeper")
+    lean.forgo()
     keeper = Keeper(settings, int(sys.argv[1]))
     try:
         asyncio.run(keeper.run())

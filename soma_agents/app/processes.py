@@ -26,6 +26,8 @@ _ROLES = (
     ("ray::ServeReplica:soma:EngineDeployment", "engine"),
     ("ray::ServeReplica", "serve replica"),
     ("ray::TrainController", "trainer"),
+    ("soma_agents.training.", "trainer"),
+    ("soma_agents.evaluation.compare", "examiner"),
     ("ray::RayTrainWorker", "trainer"),
     ("ray::IDLE", "ray idle worker"),
     ("soma_agents.app.keeper", "keeper"),

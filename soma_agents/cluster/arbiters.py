@@ -9,6 +9,7 @@ import structlog
 
 from arbiters.errors import NotFoundError
 from arbiters.ports import DeadLetter
+from soma_agents.cluster import lean
 from soma_agents.cluster.bus import RayEventLog, opened
 from soma_agents.cluster.calls import NamedActor
 from soma_agents.cluster.workshop import workshop_tools
@@ -31,6 +32,8 @@ class ArbiterActor:
 
     async def __init__(self, name: str, settings: str, prepare: Callable[[str], None]) -> None:
         prepare(name)
+        if name == "training_data_exporter":
+            lean.admit("pyarrow")
         self._name = name
         self._settings = Settings.model_validate_json(settings)
         self._opened = await opened(self._open)

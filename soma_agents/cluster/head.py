@@ -154,6 +154,7 @@ def start(settings: Settings) -> Head:
             namespace=NAMESPACE,
             log_to_driver=False,
             configure_logging=False,
+            runtime_env={"worker_process_setup_hook": "soma_agents.cluster.lean.forgo"},
             **({} if join else _own(settings)),
         )
     except Exception as error:

@@ -1,0 +1,24 @@
+"""Keeping Ray's processes small: what they would import only because it is installed.
+
+`ray.serve` imports pandas if it is there, and every Ray worker pyarrow: two seconds and up to
+150 MB a process, a dozen times on a machine of two cores. Nothing of Serve or of the arbiters
+uses them but the exporter, which writes Parquet and lets pyarrow in again.
+"""
+
+import importlib
+import sys
+
+_UNUSED = ("pandas", "pyarrow")
+
+
+def forgo() -> None:
+    """Make importing these modules fail as if they were not installed, where they are not yet."""
+    for name in _UNUSED:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def admit(name: str) -> None:
+    """Let a module in again."""
+    if sys.modules.get(name, ...) is None:
+        del sys.modules[name]
+        importlib.import_module(name)
