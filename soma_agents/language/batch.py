@@ -14,6 +14,7 @@ from soma_agents.language.cache import BatchCache, PromptCache, blocks
 from soma_agents.language.decoder import Decoder
 from soma_agents.language.mixed_lora import MixedLora
 from soma_agents.language.model import LanguageModel
+from soma_agents.language.prefixes import PrefixCache
 from soma_agents.language.requests import Finished, FinishReason, Piece
 from soma_agents.language.sampling import token_logprob
 from soma_agents.language.sequence import Sequence
@@ -49,6 +50,7 @@ class Batch:
         self.decoding: list[Sequence] = []  # in the order of the cache's rows
         self._cache = BatchCache(model.config, self._dtype)
         self._lora: MixedLora | None = None
+        self._prefixes = PrefixCache(chunk=CHUNK, tokens=cache_tokens // 4)
         self.prompt_tokens = self.completion_tokens = self.steps = 0
 
     @property
@@ -86,7 +88,9 @@ class Batch:
             candidate.cache = PromptCache(
                 self._model.config, len(candidate.request.prompt), self._dtype
             )
-            self.reading.put(candidate.request.tenant, candidate)
+            request = candidate.request
+            self._prefixes.restore(request.tenant, candidate.lora, request.prompt, candidate.cache)
+            self.reading.put(request.tenant, candidate)
 
     def _fits(self, candidate: Sequence) -> bool:
         """Whether all, padded to the longest, stay within the cache's budget."""
@@ -106,15 +110,16 @@ class Batch:
         cache = None if sequence is None else sequence.cache
         if sequence is None or cache is None:
             return
-        prompt = sequence.request.prompt
+        request, prompt = sequence.request, sequence.request.prompt
         chunk = prompt[cache.length : cache.length + CHUNK]
         hidden = self._model.transformer.hidden(
             torch.tensor([chunk]), cache=cache, lora=sequence.lora
         )
         self.prompt_tokens += len(chunk)
         self.reading.pop()
+        self._prefixes.keep(request.tenant, sequence.lora, prompt, cache)
         if cache.length < len(prompt):
-            self.reading.put(sequence.request.tenant, sequence)
+            self.reading.put(request.tenant, sequence)
             return
         logits = self._decoder.head(hidden[0, -1:])
         sequence.first_token = time.perf_counter() - sequence.submitted

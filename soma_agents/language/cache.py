@@ -43,15 +43,16 @@ class PromptCache:
         """All layers have stored `tokens` more."""
         self._length += tokens
 
-    def prefix(self, tokens: int) -> list[Tensor]:
-        """A copy of the first `tokens`: layers of (1, 2 · Hkv, tokens, D)."""
-        return [stored[:, :, :tokens].clone() for stored in self.layers]
+    def piece(self, start: int, end: int) -> list[Tensor]:
+        """A copy of tokens `start` to `end`: layers of (1, 2 · Hkv, end - start, D)."""
+        return [stored[:, :, start:end].clone() for stored in self.layers]
 
-    def restore(self, prefix: Sequence[Tensor]) -> None:
-        """Begin with a copied prefix."""
-        self._length = prefix[0].shape[2]
-        for stored, kept in zip(self.layers, prefix, strict=True):
-            stored[:, :, : self._length] = kept
+    def append(self, piece: Sequence[Tensor]) -> None:
+        """Go on with a copied piece."""
+        end = self._length + piece[0].shape[2]
+        for stored, kept in zip(self.layers, piece, strict=True):
+            stored[:, :, self._length : end] = kept
+        self._length = end
 
 
 class BatchCache:

@@ -83,12 +83,13 @@ class GgufFile:
         """One tensor, de-quantised to fp32."""
         info = self._info(name)
         raw = np.frombuffer(self._bytes, np.uint8, count=info.size, offset=info.start)
-        if info.type == GGMLQuantizationType.F32:
-            return raw.view(np.float32).reshape(info.shape).copy()
         try:
-            values = dequantize(raw.reshape(*info.shape[:-1], -1), info.type)
+            with np.errstate(all="ignore"):  # what comes out is checked below
+                values = dequantize(raw.reshape(*info.shape[:-1], -1), info.type)
         except NotImplementedError as error:
             raise InvalidError(f"model tensor {name!r} is {info.type.name}: {error}") from None
+        if not np.isfinite(values).all():
+            raise self._corrupt(f"tensor {name!r} holds NaN or infinity")
         return np.ascontiguousarray(values.reshape(info.shape), np.float32)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:

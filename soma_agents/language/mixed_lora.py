@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from soma_agents.language.lora import LoraAdapter
 from soma_agents.language.transformer import SITES
 
-FEW_ROWS = 16
-"""Up to so many rows small products are quicker in fp32: each bf16 product has a fixed cost."""
+LEAST_ROWS = 4
+"""With fewer rows fp32 products use another kernel, whose sums come out a little different."""
 
 Pair = tuple[Tensor, Tensor]
 
@@ -21,23 +22,30 @@ class PackedLora:
     """
 
     def __init__(self, adapter: LoraAdapter, dtype: torch.dtype) -> None:
-        self._few: list[dict[str, Pair]] = []
+        self._decoding: list[dict[str, Pair]] = []
         with torch.no_grad():
             for layer in range(adapter.shape.layers):
                 packed = {site: self._pack(adapter, layer, site) for site in SITES}
-                self._few.append({site: pair for site, pair in packed.items() if pair})
-        self._many = [
+                self._decoding.append({site: pair for site, pair in packed.items() if pair})
+        self._reading = [
             {site: (down.to(dtype), up.to(dtype)) for site, (down, up) in block.items()}
-            for block in self._few
+            for block in self._decoding
         ]
 
     def delta(self, layer: int, site: str, x: Tensor) -> Tensor | None:
-        """B(A x) of block `layer`'s `site`, None where the adapter corrects nothing."""
-        few = len(x) <= FEW_ROWS
-        pair = (self._few if few else self._many)[layer].get(site)
+        """B(A x) of block `layer`'s `site`, None where the adapter corrects nothing.
+
+        For a step, x (B, inputs), in fp32: the fixed cost of a bf16 product is larger, and a row's
+        result does not depend on B. For a prompt, x (1, T, inputs), in the model's format.
+        """
+        step = x.dim() == 2  # noqa: PLR2004
+        pair = (self._decoding if step else self._reading)[layer].get(site)
         if pair is None:
             return None
-        return ((x.float() @ pair[0]) @ pair[1]).to(x.dtype) if few else (x @ pair[0]) @ pair[1]
+        if not step:
+            return (x @ pair[0]) @ pair[1]
+        rows = F.pad(x.float(), (0, 0, 0, max(0, LEAST_ROWS - len(x))))
+        return ((rows @ pair[0]) @ pair[1])[: len(x)].to(x.dtype)
 
     def _pack(self, adapter: LoraAdapter, layer: int, site: str) -> Pair | None:
         names = [name for name in SITES[site] if name in adapter.a]

@@ -85,6 +85,35 @@ async def test_a_prompt_longer_than_a_chunk_is_read_the_same(engine, tiny):
     assert tokens == oracle(tiny, prompt, 20)
 
 
+async def test_the_next_turn_reads_only_what_is_new_and_says_the_same(tiny):
+    engine = Engine(tiny, slots=2, threads=1)
+    engine.start()
+    turn = tuple(i % 250 + 2 for i in range(CHUNK + 10))
+    tokens, _, _ = await answer(engine, greedy(turn, max_tokens=8))
+    read = engine.stats().prompt_tokens
+    follow_up = (*turn, *tokens, 9)
+
+    again, _, _ = await answer(engine, greedy(follow_up))
+
+    assert engine.stats().prompt_tokens - read == len(follow_up) - CHUNK
+    assert again == oracle(tiny, follow_up, 20)
+    await engine.close()
+
+
+async def test_prefixes_are_never_shared_between_tenants_or_adapters(adapted):
+    prompt = tuple(i % 250 + 2 for i in range(CHUNK + 10))
+    requests = [
+        greedy(prompt, tenant="a"),
+        greedy(prompt, tenant="b"),
+        greedy(prompt, tenant="a", adapter="a"),
+    ]
+
+    for request in requests:
+        await answer(adapted, request)
+
+    assert adapted.stats().prompt_tokens == 3 * len(prompt)
+
+
 async def test_requests_decoded_together_get_the_tokens_they_get_alone(engine):
     requests = [greedy(prompt, max_tokens=15 + i) for i, prompt in enumerate(PROMPTS)]
     alone = [await answer(engine, request) for request in requests]

@@ -113,7 +113,7 @@ def test_each_row_of_a_batch_is_corrected_by_its_own_adapter(tiny, make_adapter)
     mixed = MixedLora(rows).correct(0, "qkv", x, y.clone())
 
     for row, adapter in enumerate(rows):
-        delta = 0 if adapter is None else adapter.delta(0, "qkv", x[row])
+        delta = 0 if adapter is None else adapter.delta(0, "qkv", x[row : row + 1])[0]
         assert torch.allclose(mixed[row], y[row] + delta, atol=1e-5)
 
 

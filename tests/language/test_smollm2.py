@@ -8,8 +8,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from arbiters.errors import CorruptError
 from arbiters.events import ChatMessage
+from soma_agents.language.cache import BatchCache, PromptCache
+from soma_agents.language.decoder import Decoder
 from soma_agents.language.engine import Engine
 from soma_agents.language.lora import LoraAdapter
+from soma_agents.language.mixed_lora import MixedLora, PackedLora
 from soma_agents.language.model import load_model
 from soma_agents.language.requests import GenerationRequest, Piece
 from soma_agents.language.sampling import Sampling
@@ -76,7 +79,7 @@ async def continued(engine, prompt, *, adapter=None, max_tokens=64) -> list[int]
 async def all_continued(engine, requests) -> list[list[int]]:
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(continued(engine, prompt, adapter=adapter, max_tokens=16))
+            group.create_task(continued(engine, prompt, adapter=adapter, max_tokens=12))
             for prompt, adapter in requests
         ]
     return [task.result() for task in tasks]
@@ -122,7 +125,7 @@ async def test_greedy_text_is_that_of_transformers(smollm2_fp32, reference):
     engine = Engine(smollm2_fp32, slots=4, threads=1)
     engine.start()
 
-    for question in QUESTIONS[:2]:
+    for question in QUESTIONS[1:2]:
         prompt = asked(smollm2_fp32, question)
         theirs = model.generate(
             torch.tensor([prompt]),
@@ -136,6 +139,29 @@ async def test_greedy_text_is_that_of_transformers(smollm2_fp32, reference):
     await engine.close()
 
 
+def test_a_row_is_computed_bit_for_bit_the_same_in_any_company(smollm2_bf16, make_adapter):
+    model = smollm2_bf16
+    lora = PackedLora(make_adapter(model.config, 1), torch.bfloat16)
+    rows = [lora, None, lora, None, lora, lora]
+    prompts = [torch.arange(5, 25 + 70 * n)[None] for n in range(len(rows))]
+    caches = [BatchCache(model.config, torch.bfloat16) for _ in range(len(rows) + 1)]
+    with torch.inference_mode():
+        for row, tokens in enumerate(prompts):
+            prompt = PromptCache(model.config, tokens.shape[1], torch.bfloat16)
+            model.transformer.hidden(tokens, cache=prompt, lora=rows[row])
+            caches[row].join(prompt)
+            caches[-1].join(prompt)
+        decoder = Decoder(model)
+        new = torch.arange(100, 100 + len(rows))
+
+        together = decoder.step(new, caches[-1], MixedLora(rows))
+
+        for row, adapter in enumerate(rows):
+            one = new[row : row + 1]
+            alone = decoder.step(one, caches[row], MixedLora([adapter]))
+            assert torch.equal(together[row], alone[0])
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 async def test_base_and_adapters_together_say_what_they_say_alone(
     request, make_adapter, tmp_path, dtype
@@ -147,7 +173,7 @@ async def test_base_and_adapters_together_say_what_they_say_alone(
         adapter = make_adapter(model.config, seed)
         with torch.no_grad():
             for up in adapter.b.values():
-                up.mul_(0.5)  # another voice, not noise
+                up.mul_(0.8)  # another voice, not noise
         adapter.save(tmp_path / name, model.id)
         await engine.load_adapter(name, tmp_path / name)
     requests = [(asked(model, q), adapter) for q in QUESTIONS[:2] for adapter in (None, "a", "b")]
