@@ -4,6 +4,7 @@ A model file is hostile input: nothing is allocated that the file's own length d
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import contextlib
 import mmap
 import struct
 from dataclasses import dataclass
@@ -76,8 +77,9 @@ class GgufFile:
             raise self._corrupt(str(error)) from error
 
     def close(self) -> None:
-        """Unmap the file."""
-        self._bytes.close()
+        """Unmap the file, at the latest when the last error that saw its bytes is gone."""
+        with contextlib.suppress(BufferError):
+            self._bytes.close()
 
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
         """One tensor, de-quantised to fp32."""
@@ -90,7 +92,7 @@ class GgufFile:
             raise InvalidError(f"model tensor {name!r} is {info.type.name}: {error}") from None
         if not np.isfinite(values).all():
             raise self._corrupt(f"tensor {name!r} holds NaN or infinity")
-        return np.ascontiguousarray(values.reshape(info.shape), np.float32)
+        return np.array(values, np.float32).reshape(info.shape)  # a copy: the file will close
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """One tensor's bytes as stored, copied, one row of blocks a row."""

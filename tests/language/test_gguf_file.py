@@ -93,6 +93,22 @@ def test_a_declared_size_beyond_the_file_allocates_nothing(tmp_path):
         GgufFile(path)
 
 
+def test_a_tensor_with_broken_numbers_is_refused(tmp_path):
+    path = tmp_path / "nan.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("x", np.full((1, 32), np.nan, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile(path)
+
+    with pytest.raises(CorruptError, match="NaN"):
+        file.tensor("x")
+
+    file.close()
+
+
 def test_a_model_of_another_family_is_refused_by_name(tmp_path):
     path = tmp_path / "other.gguf"
     writer = gguf.GGUFWriter(path, "mamba")
