@@ -162,6 +162,12 @@ async def running(
         await runtime.close()
 
 
+@pytest.fixture(scope="session")
+def started():
+    """Start a SOMA in a data directory."""
+    return running
+
+
 @pytest.fixture
 def soma_with(tmp_path, words):
     """Start SOMA with settings of its own."""
@@ -188,7 +194,7 @@ async def on_a_socket(soma: Soma) -> AsyncGenerator[str]:
         await task
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def listening():
     """Put a running SOMA on a socket."""
     return on_a_socket

@@ -158,32 +158,6 @@ async def test_more_requests_than_may_wait_are_refused(soma_with):
 # --- broken requests -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("content", "status"),
-    [
-        (b"{", 400),
-        (b"", 400),
-        (b"\xff\xfe", 400),
-        (b"[]", 422),
-        (b"null", 422),
-        (b'{"model": "soma"}', 400),
-        (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', 400),
-        (b'{"messages": [{"role": "user", "content": "x"}], "temperature": Infinity}', 400),
-        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400),
-        (b'{"messages": [{"role": "user", "content": "x"}], "stop": {"a": 1}}', 422),
-        (b'{"messages": [{"role": "user", "content": "x"}], "seed": 1e400}', 422),
-        (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', 400),
-        (b'{"messages": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", 400),
-    ],
-)
-async def test_broken_requests_get_an_error_in_openais_shape(soma, content, status):
-    answer = await soma.http.post("/v1/chat/completions", content=content, headers=JSON)
-
-    assert answer.status_code == status, answer.text
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    assert await soma.events("MessageReceived") == []
-
-
 async def test_unknown_paths_and_methods_are_errors_in_the_same_shape(soma):
     missing, wrong = await soma.http.get("/v2/chat"), await soma.http.get("/feedback")
 

@@ -1,6 +1,5 @@
 """Imports, rounds and receipts over HTTP."""
 
-import pytest
 
 
 def conversation(number, **more):
@@ -37,24 +36,6 @@ async def test_an_import_may_be_larger_than_other_requests(soma):
     large["messages"][0]["content"] = "x" * 9_000_000
 
     assert (await take_in(soma, large)).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("wrong", "status"),
-    [
-        ({"messages": []}, 400),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, 400),
-        ({"messages": [{"role": "user", "content": 1}]}, 422),
-        ({"happened_at": "yesterday"}, 422),
-        ({"digest": ""}, 400),
-    ],
-)
-async def test_a_broken_import_is_refused_as_a_whole(soma, wrong, status):
-    answer = await take_in(soma, conversation(1), conversation(2) | wrong)
-
-    assert answer.status_code == status, answer.text
-    assert "conversations.1" in answer.json()["error"]["param"]
-    assert await soma.events("ConversationImported") == []
 
 
 async def test_a_round_is_asked_for_and_followed(soma):

@@ -8,7 +8,7 @@ import pytest
 from soma_agents.language.engine import Engine
 from soma_agents.language.model import load_model
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
 @pytest.fixture
