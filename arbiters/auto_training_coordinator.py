@@ -25,7 +25,8 @@ from arbiters.events import (
     TrainingRequested,
 )
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import Clock, RoundState, RoundStore
+from arbiters.ports import Clock, RoundStore
+from arbiters.records import RoundState
 from policies.training import Due, NotDue, TrainingFacts, is_due
 
 STEPS = frozenset(

@@ -16,7 +16,8 @@ from arbiters.events import (
     ReplyGiven,
 )
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import ConversationStore, ConversationSummary, StoredFeedback, StoredMessage
+from arbiters.ports import ConversationStore
+from arbiters.records import ConversationSummary, StoredFeedback, StoredMessage
 
 WHOLE = 1_000_000
 """More messages than a conversation has."""

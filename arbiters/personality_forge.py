@@ -13,7 +13,8 @@ from arbiters.events import (
     ReplyGiven,
 )
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import Measures, PersonalityRevision, PersonalityStore
+from arbiters.ports import Measures, PersonalityStore
+from arbiters.records import PersonalityRevision
 from policies.personality import DEFAULTS, PersonalityRules, describe_shift, distance, evolve
 
 EVERY = 5

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from arbiters.events import Envelope, FactForgotten, FactStated, MessageReceived
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import ProfileStore, StoredFact
+from arbiters.ports import ProfileStore
+from arbiters.records import StoredFact
 from policies.memory.statements import facts_stated
 
 

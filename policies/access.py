@@ -67,13 +67,26 @@ def admit(
 # --- who may -------------------------------------------------------------------------------
 
 Role = Literal["admin", "user", "reader"]
-Action = Literal["look", "chat", "judge", "import", "export", "forget", "train", "promote", "inspect", "keys"]
+Action = Literal[
+    "look", "chat", "judge", "import", "export", "forget", "train", "promote", "inspect", "keys"
+]
 
 _MAY: dict[Role, frozenset[Action]] = {
     "reader": frozenset({"look"}),
     "user": frozenset({"look", "chat", "judge", "import", "export", "forget"}),
     "admin": frozenset(
-        {"look", "chat", "judge", "import", "export", "forget", "train", "promote", "inspect", "keys"}
+        {
+            "look",
+            "chat",
+            "judge",
+            "import",
+            "export",
+            "forget",
+            "train",
+            "promote",
+            "inspect",
+            "keys",
+        }
     ),
 }
 

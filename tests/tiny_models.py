@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 
 from arbiters.events import ChatMessage
-from arbiters.ports import Example
+from arbiters.records import Example
 from soma_agents.language.source import base_id
 from soma_agents.language.tokenizer import ALPHABET
 from soma_agents.settings import Settings, load_settings

@@ -27,7 +27,8 @@ from arbiters.events import (
     TrainingFinished,
 )
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import Clock, ExperimentState, ExperimentStore, ModelVersion, Pointer, Registry
+from arbiters.ports import Clock, ExperimentStore, Registry
+from arbiters.records import ExperimentState, ModelVersion, Pointer
 from policies.evaluation import Unmeasurable, paired
 from policies.promotion import (
     Continue,

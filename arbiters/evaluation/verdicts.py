@@ -15,7 +15,8 @@ from arbiters.events import (
     ModelPromoted,
     ModelRolledBack,
 )
-from arbiters.ports import Clock, ExperimentState, ExperimentStore, ModelVersion, Pointer, Registry
+from arbiters.ports import Clock, ExperimentStore, Registry
+from arbiters.records import ExperimentState, ModelVersion, Pointer
 from policies.promotion import Measured, Promote, PromotionRules, Reject, Verdict
 
 CHAMPION_CHANGED = "the champion it was compared with is not in service any more"

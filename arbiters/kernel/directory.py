@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from arbiters.ports import DeadLetter
+from arbiters.records import DeadLetter
 
 
 class Directory(Protocol):

@@ -17,7 +17,8 @@ from arbiters.errors import (
 from arbiters.events import ArbiterFailed, Envelope, Event, decode
 from arbiters.kernel.arbiter import Arbiter, Said
 from arbiters.kernel.bus import Publisher
-from arbiters.ports import Clock, DeadLetter, EventLog, Ids, Ledger
+from arbiters.ports import Clock, EventLog, Ids, Ledger
+from arbiters.records import DeadLetter
 
 MAX_ATTEMPTS = 5
 POLL_SECONDS = 5.0

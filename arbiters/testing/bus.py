@@ -10,7 +10,7 @@ from typing import Any
 from arbiters.events import Envelope, Event
 from arbiters.kernel.arbiter import Arbiter
 from arbiters.kernel.bus import Publisher
-from arbiters.ports import Batch, DeadLetter
+from arbiters.records import Batch, DeadLetter
 
 # --- time, names, events -------------------------------------------------------------------
 

@@ -16,14 +16,7 @@ from arbiters.events import (
     TrainingProgressed,
     TrainingRequested,
 )
-from arbiters.ports import (
-    DatasetRef,
-    Example,
-    ExperimentState,
-    ModelVersion,
-    Pointer,
-    RoundState,
-)
+from arbiters.records import DatasetRef, Example, ExperimentState, ModelVersion, Pointer, RoundState
 from arbiters.testing.bus import Memory
 
 STAGES = ("candidate", "retired", "rejected", "held")

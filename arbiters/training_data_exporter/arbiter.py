@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from arbiters.events import DatasetExported, DatasetRefused, Envelope, RoundStarted
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import DatasetRef, DatasetWriter, EventLog, Example
+from arbiters.ports import DatasetWriter, EventLog
+from arbiters.records import DatasetRef, Example
 from arbiters.training_data_exporter.examples import Built, build, kinds, sides
 from arbiters.training_data_exporter.reading import Reading
 from policies.privacy import PrivacyRules

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 from arbiters.events import ChatMessage
-from arbiters.ports import Example
+from arbiters.records import Example
 from arbiters.training_data_exporter.reading import (
     Fact,
     Import,

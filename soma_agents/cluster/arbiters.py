@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from arbiters.errors import NotFoundError
-from arbiters.ports import DeadLetter
+from arbiters.records import DeadLetter
 from soma_agents.cluster import lean
 from soma_agents.cluster.bus import RayEventLog, opened
 from soma_agents.cluster.calls import NamedActor

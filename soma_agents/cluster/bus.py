@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from arbiters.errors import ConflictError
 from arbiters.events import Envelope
-from arbiters.ports import Batch
+from arbiters.records import Batch
 from soma_agents.cluster.calls import NamedActor
 from soma_agents.cluster.names import BUS
 from soma_agents.settings import Settings

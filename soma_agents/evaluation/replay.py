@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 
 from arbiters.events import ChatMessage, Observation
-from arbiters.ports import Example
+from arbiters.records import Example
 from soma_agents.evaluation import suites
 from soma_agents.evaluation.arms import Arm
 from soma_agents.language.model import LanguageModel

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from arbiters.errors import CorruptError
 from arbiters.events import ChatMessage, Observation
-from arbiters.ports import Example
+from arbiters.records import Example
 from policies.personality import dimensions_of
 from soma_agents.evaluation import suites
 from soma_agents.evaluation.arms import Arm

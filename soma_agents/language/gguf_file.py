@@ -129,6 +129,8 @@ class GgufFile:
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise self._corrupt(f"tensor {name!r} has {dimensions!r} dimensions")
         shape = tuple(self._number("<u8") for _ in range(dimensions))
+        if 0 in shape:
+            raise self._corrupt(f"tensor {name!r} has shape {shape!r}")
         return name, shape[::-1], self._number("<u4"), self._number("<u8")
 
     def _place(self, name: str, shape: tuple[int, ...], kind: int, start: int) -> TensorInfo:

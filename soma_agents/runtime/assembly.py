@@ -11,7 +11,8 @@ from arbiters.evaluation.arbiter import EvaluationArbiter
 from arbiters.kernel.arbiter import Arbiter
 from arbiters.kernel.host import Host
 from arbiters.personality_forge import PersonalityForge
-from arbiters.ports import Clock, EventLog, Examiner, Ids, ModelVersion, Trainer
+from arbiters.ports import Clock, EventLog, Examiner, Ids, Trainer
+from arbiters.records import ModelVersion
 from arbiters.training_data_exporter.arbiter import ExportRules, TrainingDataExporter
 from arbiters.user_profile import UserProfile
 from arbiters.workshop import Workshop

@@ -7,7 +7,8 @@ from typing import Any
 from arbiters.errors import NotFoundError
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.host import Host
-from arbiters.ports import Clock, DeadLetter, Examiner, Ids, Trainer
+from arbiters.ports import Clock, Examiner, Ids, Trainer
+from arbiters.records import DeadLetter
 from soma_agents.runtime.assembly import ARBITERS, Opened, build_host
 from soma_agents.settings import Settings
 from soma_agents.storage.event_log import SqliteEventLog

@@ -16,7 +16,8 @@ from arbiters.evaluation.arbiter import Serving
 from arbiters.events import Envelope, RollbackRequested
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
-from arbiters.ports import EventLog, ModelVersion
+from arbiters.ports import EventLog
+from arbiters.records import ModelVersion
 from policies.routing import Canary, RoutingFacts, UnknownModel, route
 from policies.supervision import share_cores
 from soma_agents.language.model import LanguageModel

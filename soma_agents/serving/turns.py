@@ -11,7 +11,7 @@ import structlog
 from arbiters.errors import SomaError
 from arbiters.events import Envelope, ReplyGiven, Timings
 from arbiters.kernel.bus import Publisher
-from arbiters.ports import ModelVersion
+from arbiters.records import ModelVersion
 from soma_agents.language.requests import Finished, Piece
 from soma_agents.serving.backend import Backend, generation
 from soma_agents.serving.specialist import Prepared

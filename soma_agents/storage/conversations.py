@@ -3,7 +3,7 @@
 import re
 from datetime import datetime
 
-from arbiters.ports import ConversationSummary, StoredFeedback, StoredMessage
+from arbiters.records import ConversationSummary, StoredFeedback, StoredMessage
 from soma_agents.storage.database import Database, Row, Schema, as_text
 
 TITLE_CHARACTERS = 80

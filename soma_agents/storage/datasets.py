@@ -12,7 +12,7 @@ from typing import Any
 
 from arbiters.errors import CorruptError, InvalidError
 from arbiters.events import ChatMessage
-from arbiters.ports import DatasetRef, Example
+from arbiters.records import DatasetRef, Example
 from soma_agents.storage.database import as_text
 from soma_agents.storage.files import MANIFEST, sync_directory, verify_manifest, write_manifest
 from soma_agents.storage.parquet import write_parquet

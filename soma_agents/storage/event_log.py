@@ -12,7 +12,7 @@ from typing import Any
 
 from arbiters.errors import CorruptError, InvalidError, UnavailableError
 from arbiters.events import Envelope
-from arbiters.ports import Batch
+from arbiters.records import Batch
 from soma_agents.storage.database import Database, Row, Schema, as_text
 
 _GROUP = 4000

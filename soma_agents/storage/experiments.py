@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 
-from arbiters.ports import ExperimentState
+from arbiters.records import ExperimentState
 from soma_agents.storage.database import Database, Row, Schema, as_text
 
 _EXPERIMENT = (

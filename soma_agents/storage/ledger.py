@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 
 from arbiters.events import Envelope
-from arbiters.ports import DeadLetter
+from arbiters.records import DeadLetter
 from soma_agents.storage.database import Database, Row, Schema, as_text
 
 

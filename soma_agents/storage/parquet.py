@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from arbiters.ports import Example
+from arbiters.records import Example
 
 
 def write_parquet(path: Path, examples: Sequence[Example]) -> None:

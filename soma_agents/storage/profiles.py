@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from arbiters.ports import StoredFact
+from arbiters.records import StoredFact
 from soma_agents.storage.database import Database, Row, Schema, as_text
 
 _FACT = "id, subject, value, kind, quote, message, at"

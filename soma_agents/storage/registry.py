@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from arbiters.errors import ConflictError, InvalidError, NotFoundError
-from arbiters.ports import ModelVersion, Pointer
+from arbiters.records import ModelVersion, Pointer
 from soma_agents.storage.database import Database, Row, Schema, as_text
 
 STAGES = ("candidate", "retired", "rejected", "held")

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from arbiters.ports import RoundState
+from arbiters.records import RoundState
 from soma_agents.storage.database import Database, Row, Schema, as_text
 
 _ROUND = "id, step, started_at, upto, progress, verdict, because, finished_at"

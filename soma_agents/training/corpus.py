@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arbiters.errors import InvalidError
 from arbiters.events import ChatMessage
-from arbiters.ports import Example
+from arbiters.records import Example
 from soma_agents.language.prefix import worthwhile_prefix
 from soma_agents.language.tokenizer import ChatTokenizer
 from soma_agents.settings import TrainingSettings

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from arbiters.errors import InvalidError, NotFoundError
 from arbiters.events import EVENT_TYPES, Envelope
-from arbiters.ports import DeadLetter
+from arbiters.records import DeadLetter
 from soma_agents.web.dependencies import Inspects, Looks, Parts
 from soma_agents.web.services import Services
 

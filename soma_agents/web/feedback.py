@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from arbiters.errors import NotFoundError
 from arbiters.events import FeedbackGiven
-from arbiters.ports import StoredFeedback
+from arbiters.records import StoredFeedback
 from soma_agents.serving.gateway import Caller
 from soma_agents.web.dependencies import Judges, Parts
 from soma_agents.web.errors import ParameterError

@@ -31,7 +31,7 @@ from arbiters.events import (
     Timings,
     TrainingFinished,
 )
-from arbiters.ports import ModelVersion
+from arbiters.records import ModelVersion
 from arbiters.testing import FakeClock, MemoryExperimentStore, MemoryRegistry, react
 from policies.promotion import promotion_rules
 from policies.statistics import spend

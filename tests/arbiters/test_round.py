@@ -15,7 +15,7 @@ from arbiters.events import (
 from arbiters.kernel.arbiter import Arbiter, on
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.host import Host
-from arbiters.ports import ModelVersion
+from arbiters.records import ModelVersion
 from arbiters.testing import (
     FakeClock,
     FakeExaminer,

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from arbiters.ports import StoredFeedback, StoredMessage
+from arbiters.records import StoredFeedback, StoredMessage
 
 ME = ("local", "owner")
 

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from arbiters.events import ConversationDeleted
-from arbiters.ports import DeadLetter
+from arbiters.records import DeadLetter
 from arbiters.testing import enveloped
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from arbiters.errors import ConflictError, InvalidError, NotFoundError
-from arbiters.ports import ExperimentState, ModelVersion, Pointer, RoundState
+from arbiters.records import ExperimentState, ModelVersion, Pointer, RoundState
 from arbiters.testing import FakeClock
 
 

@@ -1,7 +1,8 @@
 import pytest
 
 from arbiters.errors import ConflictError
-from arbiters.ports import NOTES_KEPT, PersonalityRevision, StoredFact
+from arbiters.ports import NOTES_KEPT
+from arbiters.records import PersonalityRevision, StoredFact
 
 ME = ("local", "owner")
 EVE = ("local", "eve")

@@ -122,7 +122,9 @@ def test_a_model_of_another_family_is_refused_by_name(tmp_path):
         load_model(str(path))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None
+)
 @given(data=st.data())
 def test_flipped_bytes_never_end_in_anything_but_our_errors(sample, tmp_path, data):
     content = bytearray(sample.read_bytes())

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soma_agents.language.reply import Reply
@@ -55,6 +55,7 @@ def test_every_token_is_in_exactly_one_piece(metadata):
     assert found == ids
 
 
+@settings(deadline=None)
 @given(
     text=st.text("abcé", max_size=30),
     stop=st.lists(st.text("abcé", min_size=1, max_size=4), max_size=3),

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arbiters.errors import InvalidError
@@ -98,6 +98,7 @@ def test_senseless_settings_are_refused_by_name(field, value):
         Sampling(**{field: value})
 
 
+@settings(deadline=None)
 @given(
     logits=st.lists(st.floats(-50, 50), min_size=2, max_size=40),
     top_k=st.integers(0, 50),

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arbiters.errors import CorruptError, InvalidError
@@ -95,6 +95,7 @@ def test_an_unknown_way_of_cutting_words_is_refused_by_name(metadata):
 
 
 @pytest.mark.model
+@settings(deadline=None)
 @given(text=st.text(st.characters(max_codepoint=0x2FFFF, exclude_categories=["Cc", "Cs"])))
 def test_decoding_undoes_encoding(smollm2_fp32, text):
     tokenizer = smollm2_fp32.tokenizer  # whose vocabulary lacks the bytes of rare characters

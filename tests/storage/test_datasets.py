@@ -8,7 +8,7 @@ import pytest
 
 from arbiters.errors import CorruptError, InvalidError
 from arbiters.events import ChatMessage
-from arbiters.ports import Example
+from arbiters.records import Example
 from soma_agents.storage.datasets import FileDatasetWriter, read_dataset, verify_dataset
 
 

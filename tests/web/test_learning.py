@@ -1,7 +1,6 @@
 """Imports, rounds and receipts over HTTP."""
 
 
-
 def conversation(number, **more):
     messages = [
         {"role": "user", "content": f"Question {number}"},

@@ -4,7 +4,7 @@ import json
 
 import httpx2
 
-from arbiters.ports import DeadLetter
+from arbiters.records import DeadLetter
 
 
 async def test_events_come_as_json_lines(soma):

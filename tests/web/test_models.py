@@ -3,7 +3,7 @@
 import pytest
 
 from arbiters.events import CanaryStarted, RoundFinished, TrainingRequested
-from arbiters.ports import ExperimentState, ModelVersion
+from arbiters.records import ExperimentState, ModelVersion
 from soma_agents.runtime.assembly import _rules
 from soma_agents.storage.files import write_manifest
 
