@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from arbiters.errors import ConflictError
-from arbiters.ports import NOTES_KEPT
 from arbiters.records import (
+    NOTES_KEPT,
     ConversationSummary,
     PersonalityRevision,
     StoredFact,

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from arbiters.errors import ConflictError
-from arbiters.ports import NOTES_KEPT
-from arbiters.records import PersonalityRevision
+from arbiters.records import NOTES_KEPT, PersonalityRevision
 from soma_agents.storage.database import Database, Schema, as_text
 
 

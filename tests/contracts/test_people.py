@@ -1,8 +1,7 @@
 import pytest
 
 from arbiters.errors import ConflictError
-from arbiters.ports import NOTES_KEPT
-from arbiters.records import PersonalityRevision, StoredFact
+from arbiters.records import NOTES_KEPT, PersonalityRevision, StoredFact
 
 ME = ("local", "owner")
 EVE = ("local", "eve")
