@@ -199,7 +199,7 @@ def test_replies_shuffled_into_nonsense_do_not_beat_the_base(tmp_path):
     ]
     corpus = Corpus(samples_of(smollm2.tokenizer, nonsense, context=128))
 
-    outcome = run(smollm2, corpus, tmp_path, settings(epochs=2, learning_rate=1e-3))
+    outcome = run(smollm2, corpus, tmp_path, settings(epochs=3, learning_rate=2e-3))
 
     before = bits_per_byte(smollm2, held)
     after = bits_per_byte(smollm2, held, adapter=outcome.adapter)
