@@ -10,10 +10,8 @@ from arbiters.events import ChatMessage
 from soma_agents.language.model import LanguageModel
 from soma_agents.language.requests import GenerationRequest
 from soma_agents.language.sampling import Sampling
+from soma_agents.persona.voice import as_soma
 
-PERSONA = "You are SOMA, a helpful assistant who learns from the people it talks with."
-
-MOST_CHARACTERS_PER_TOKEN = 64
 """Longer texts are refused before they are counted, which would take seconds."""
 
 
@@ -40,20 +38,9 @@ class Prepared:
 class Specialist:
     """One role of SOMA: it turns what was said into a request to the engine."""
 
-    def __init__(
-        self, model: LanguageModel, *, name: str = "personal", persona: str = PERSONA
-    ) -> None:
+    def __init__(self, model: LanguageModel, *, name: str = "personal") -> None:
         self.name = name
         self.model = model
-        self._persona = persona
-
-    def system(self, known: Known, client: str = "") -> str:
-        """The system message: the client's own words first, then persona, person, personality."""
-        parts = [client, self._persona]
-        if known.facts:
-            parts.append("About the user: " + " ".join(known.facts))
-        parts.append(known.personality)
-        return "\n".join(part for part in parts if part)
 
     def chat(
         self,
@@ -69,13 +56,12 @@ class Specialist:
         Raises:
             ContextLengthError: the conversation is longer than the model's context.
         """
-        own, said = "", messages
-        if messages[0].role == "system":
-            own, said = messages[0].content, messages[1:]
-        system = self.system(known, own)
-        turns = [ChatMessage(role="system", content=system), *said]
+        about = f"About the user: {' '.join(known.facts)}" if known.facts else ""
+        turns = as_soma(messages, about, known.personality)
         text = self.model.tokenizer.render(turns, add_generation_prompt=True)
-        return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system=system)
+        return self._prepare(
+            text, sampling, adapter=adapter, tenant=tenant, system=turns[0].content
+        )
 
     def continuation(
         self, text: str, sampling: Sampling, *, adapter: str | None, tenant: str

@@ -1,0 +1,20 @@
+"""As whom SOMA speaks: the same system message in service, in training and in judging."""
+
+from collections.abc import Sequence
+
+from arbiters.events import ChatMessage
+
+PERSONA = "You are SOMA, a helpful assistant who learns from the people it talks with."
+
+
+def as_soma(messages: Sequence[ChatMessage], *more: str) -> list[ChatMessage]:
+    """The conversation under SOMA's system message.
+
+    The conversation's own system message comes first in it, then the persona, then `more`, such as
+    what is known of the person.
+    """
+    own, said = "", list(messages)
+    if said and said[0].role == "system":
+        own, said = said[0].content, said[1:]
+    system = "\n".join(part for part in (own, PERSONA, *more) if part)
+    return [ChatMessage(role="system", content=system), *said]
