@@ -1,6 +1,7 @@
 """Calling a named actor that may be restarting: wait for it, and let our own errors through."""
 
 import asyncio
+import contextvars
 import time
 from typing import Any
 
@@ -41,7 +42,7 @@ class NamedActor:
         while True:
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    return await getattr(self._found(), method).remote(*arguments)
+                    return await self._submit(method, arguments)
             except RayTaskError as error:
                 raise _ours(error) from None
             except (RayActorError, ValueError) as error:
@@ -62,6 +63,13 @@ class NamedActor:
                 raise self._gone(method) from None
             except RayError as error:
                 raise UnavailableError(f"{self.name} cannot be reached: {error}") from error
+
+    def _submit(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Call from no context: Ray cancels with a request all calls made in its context.
+
+        A client who leaves must not take the event of its leaving with it.
+        """
+        return getattr(self._found(), method).remote(*arguments)
 
     def _found(self) -> ActorHandle:
         if self._handle is None:

@@ -12,6 +12,7 @@ from soma_agents.language.requests import GenerationRequest
 from soma_agents.language.sampling import Sampling
 from soma_agents.persona.voice import as_soma
 
+MOST_CHARACTERS_PER_TOKEN = 64
 """Longer texts are refused before they are counted, which would take seconds."""
 
 
