@@ -23,7 +23,7 @@ _ROLES = (
     ("ray::ServeController", "serve controller"),
     ("ray::ProxyActor", "serve proxy"),
     ("ray::ServeReplica:soma:Gateway", "gateway"),
-    ("ray::ServeReplica:soma:EngineDeployment", "engine"),
+    ("ray::ServeReplica:soma:Engine", "engine"),
     ("ray::ServeReplica", "serve replica"),
     ("ray::TrainController", "trainer"),
     ("soma_agents.training.", "trainer"),

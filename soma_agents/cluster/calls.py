@@ -69,7 +69,7 @@ class NamedActor:
 
         A client who leaves must not take the event of its leaving with it.
         """
-        return getattr(self._found(), method).remote(*arguments)
+        return contextvars.Context().run(getattr(self._found(), method).remote, *arguments)
 
     def _found(self) -> ActorHandle:
         if self._handle is None:

@@ -4,6 +4,7 @@ For clusters, where gateway and engine run on different machines. Costs a hop a 
 """
 
 import asyncio
+import contextvars
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -153,7 +154,9 @@ class RemoteEngine:
                 yield item
 
     async def _stream(self, request: "GenerationRequest") -> "AsyncIterator[Piece | Finished]":
-        answer: Any = self._handle.options(stream=True).generate.remote(request)
+        handle: Any = self._handle.options(stream=True)
+        # From no context: whether a reply goes on when its client leaves is the gateway's to say.
+        answer: Any = contextvars.Context().run(handle.generate.remote, request)
         try:
             async for item in answer:
                 yield item
