@@ -139,8 +139,8 @@ class Supervisor:
                 run = RunState(
                     pid=os.getpid(),
                     url=self._settings.url,
-                    ray=state["address"],
-                    dashboard=state["dashboard"],
+                    ray=state.get("address", ""),
+                    dashboard=state.get("dashboard", ""),
                     ready=ready,
                 )
                 write_state(self._settings.home, run)
@@ -194,10 +194,17 @@ async def _locked(settings: Settings) -> HomeLock:
             return HomeLock(settings.home)
         except ConflictError:
             holder = holder_of(settings.home)
-            orphaned = holder is not None and not psutil.pid_exists(holder)
+            orphaned = holder is not None and not _lives(holder)
             if not orphaned or time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.2)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _adopt_orphans() -> None:

@@ -51,17 +51,22 @@ class Keeper:
         Raises:
             SomaError: something did not start, or the cluster is gone.
         """
+        stop = asyncio.Event()
+        _stop_on_signals(stop)
+        if self._settings.cluster.runtime == "local":
+            from soma_agents.app.alone import run_alone
+
+            await run_alone(self._settings, stop, self.report)
+        else:
+            await self._run_on_ray(stop)
+
+    async def _run_on_ray(self, stop: asyncio.Event) -> None:
         from soma_agents.cluster import head
         from soma_agents.cluster.crew import Crew
 
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         running = head.start(self._settings)
         self._ours = running.ours
-        # Ray installs its own handlers when it starts.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        _stop_on_signals(stop)  # Ray installed its own handlers when it started
         self.report("ray", address=running.address, dashboard=running.dashboard)
         crew = Crew(self._settings, logs.preparer(self._settings))
         work = asyncio.create_task(self._work(crew))
@@ -79,8 +84,15 @@ class Keeper:
     async def _work(self, crew: Any) -> None:
         crew.muster()
         await asyncio.to_thread(crew.serve)
-        async with asyncio.timeout(self._settings.cluster.start_timeout_s):
-            await self._while_alive(crew.ready())
+        seconds = self._settings.cluster.start_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                await self._while_alive(crew.ready())
+        except TimeoutError:
+            raise SomaError(
+                f"not everything was ready in {seconds:g} s; see the logs, or raise "
+                "cluster.start_timeout_s on a slow machine"
+            ) from None
         clock = self._schedule()
         clock.start()
         try:
@@ -140,6 +152,11 @@ class Keeper:
             await asyncio.to_thread(crew_.restart, stuck)
             for name in stuck:
                 del self._silences[name]
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
 def _die_with_parent() -> None:

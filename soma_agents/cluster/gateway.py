@@ -15,7 +15,7 @@ from ray.serve.schema import LoggingConfig
 from soma_agents.cluster.arbiters import RayDirectory
 from soma_agents.cluster.bus import RayEventLog
 from soma_agents.cluster.names import APPLICATION
-from soma_agents.cluster.remote_engine import EngineReplica, RemoteEngine, speak, started_engine
+from soma_agents.cluster.remote_engine import EngineReplica, RemoteEngine
 from soma_agents.settings import Settings
 from soma_agents.storage.identifiers import SystemClock, Uuid7
 from soma_agents.storage.keys import ApiKeys
@@ -36,6 +36,7 @@ class GatewayReplica:
         self, settings: str, prepare: Callable[[str], None], engine: DeploymentHandle | None = None
     ) -> None:
         from soma_agents.language.model import load_model
+        from soma_agents.runtime.engine import speak, started_engine
 
         prepare("gateway")
         self._settings = Settings.model_validate_json(settings)
@@ -69,6 +70,8 @@ class GatewayReplica:
 
     async def check_health(self) -> None:
         """Decode a token; Serve replaces a replica that cannot."""
+        from soma_agents.runtime.engine import speak
+
         await speak(self._engine, self._model)
 
     async def __del__(self) -> None:

@@ -5,7 +5,6 @@ For clusters, where gateway and engine run on different machines. Costs a hop a 
 
 import asyncio
 import contextvars
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,62 +14,21 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from arbiters.errors import BusyError, NotFoundError, SomaError, UnavailableError
+from arbiters.errors import NotFoundError, SomaError, UnavailableError
 from soma_agents.settings import Settings
 
 if TYPE_CHECKING:
     # They load torch, and the keeper, which only deploys, stays small.
-    from soma_agents.language.engine import Engine, EngineStats
-    from soma_agents.language.model import LanguageModel
+    from soma_agents.language.engine import EngineStats
     from soma_agents.language.requests import Finished, GenerationRequest, Piece
-
-SPEAK_SECONDS = 30.0
-
-
-async def started_engine(settings: Settings) -> "tuple[LanguageModel, Engine]":
-    """The model of the settings in an engine that has shown that it can speak."""
-    import torch
-
-    from soma_agents.language.engine import Engine
-    from soma_agents.language.model import load_model
-
-    chosen = settings.engine
-    dtype = torch.bfloat16 if chosen.dtype == "bfloat16" else torch.float32
-    model = await asyncio.to_thread(load_model, chosen.model, dtype=dtype)
-    threads = chosen.threads or len(os.sched_getaffinity(0))
-    engine = Engine(model, slots=chosen.slots, threads=threads, waiting=settings.server.max_waiting)
-    await asyncio.to_thread(engine.start)
-    await speak(engine, model)
-    return model, engine
-
-
-async def speak(engine: "Engine | RemoteEngine", model: "LanguageModel") -> None:
-    """Generate one token. An engine that is full of work has shown that it speaks.
-
-    Raises:
-        UnavailableError: none came in time, or the engine failed.
-    """
-    from soma_agents.language.requests import Finished, GenerationRequest
-    from soma_agents.language.sampling import Sampling
-
-    prompt = tuple(model.tokenizer.encode("Hello"))
-    request = GenerationRequest(prompt, Sampling(temperature=0.0, max_tokens=1))
-    try:
-        async with asyncio.timeout(SPEAK_SECONDS):
-            async for item in engine.generate(request):
-                if isinstance(item, Finished) and item.reason in {"stop", "length"}:
-                    return
-    except BusyError:
-        return
-    except TimeoutError:
-        raise UnavailableError(f"the engine gave no token in {SPEAK_SECONDS:g} s") from None
-    raise UnavailableError("the engine broke off its test")
 
 
 class EngineReplica:
     """An engine in a process of its own."""
 
     async def __init__(self, settings: str, prepare: Callable[[str], None]) -> None:
+        from soma_agents.runtime.engine import started_engine
+
         prepare("engine")
         self._model, self._engine = await started_engine(Settings.model_validate_json(settings))
 
@@ -92,6 +50,8 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         """Decode a token."""
+        from soma_agents.runtime.engine import speak
+
         await speak(self._engine, self._model)
 
     async def __del__(self) -> None:

@@ -32,14 +32,17 @@ def lives(process):
 class Daemon:
     """A real SOMA in a directory of its own, driven by the command line."""
 
-    def __init__(self, home):
+    def __init__(self, home, **environ):
         self.home = home
+        self.environ = os.environ | environ
         self.port = free_port()
         self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
     def soma(self, *words, check=True, home=None):
         command = [SOMA, *words, "--home", home or self.home]
-        return subprocess.run(command, capture_output=True, text=True, check=check, timeout=300)
+        return subprocess.run(
+            command, env=self.environ, capture_output=True, text=True, check=check, timeout=300
+        )
 
     def up(self, *, check=True):
         return self.soma("up", "--detach", "--port", str(self.port), check=check)
