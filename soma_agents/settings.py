@@ -137,7 +137,7 @@ class EvaluationSettings(Section):
         default=0.1, gt=0, description="distance borne, dimensions in [0, 1]"
     )
     latency_margin: float = Field(
-        default=0.5, gt=0, description="relative slowdown borne per token"
+        default=1.0, gt=0, description="relative slowdown borne per token"
     )
 
 

@@ -16,6 +16,7 @@ from soma_agents.language.model import LanguageModel
 from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
 from soma_agents.persona.measures import ComputedMeasures
+from soma_agents.persona.voice import as_soma
 
 SLOTS = 20
 ANSWER_TOKENS = 40
@@ -108,7 +109,8 @@ class Trial:
 
     def _tokens(self, prompt: Sequence[ChatMessage]) -> tuple[int, ...]:
         model = self._engine.model
-        tokens = model.tokenizer.encode(model.tokenizer.render(prompt, add_generation_prompt=True))
+        text = model.tokenizer.render(as_soma(prompt), add_generation_prompt=True)
+        tokens = model.tokenizer.encode(text)
         return tuple(tokens[-(model.config.context - ANSWER_TOKENS) :])
 
 

@@ -4,13 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from soma_agents.language.lora import LoraAdapter
 from soma_agents.language.transformer import SITES
-
-LEAST_ROWS = 4
-"""With fewer rows fp32 products use another kernel, whose sums come out a little different."""
 
 Pair = tuple[Tensor, Tensor]
 
@@ -35,8 +31,8 @@ class PackedLora:
     def delta(self, layer: int, site: str, x: Tensor) -> Tensor | None:
         """B(A x) of block `layer`'s `site`, None where the adapter corrects nothing.
 
-        For a step, x (B, inputs), in fp32: the fixed cost of a bf16 product is larger, and a row's
-        result does not depend on B. For a prompt, x (1, T, inputs), in the model's format.
+        For a step, x (B, inputs), in fp32, since a small bf16 product has a larger fixed cost, and
+        as B products of one row, whose results do not depend on B. For a prompt, x (1, T, inputs), in the model's format.
         """
         step = x.dim() == 2  # noqa: PLR2004
         pair = (self._decoding if step else self._reading)[layer].get(site)
@@ -44,8 +40,8 @@ class PackedLora:
             return None
         if not step:
             return (x @ pair[0]) @ pair[1]
-        rows = F.pad(x.float(), (0, 0, 0, max(0, LEAST_ROWS - len(x))))
-        return ((rows @ pair[0]) @ pair[1])[: len(x)].to(x.dtype)
+        down, up = (matrix.expand(len(x), -1, -1) for matrix in pair)
+        return torch.bmm(torch.bmm(x.float().unsqueeze(1), down), up).squeeze(1).to(x.dtype)
 
     def _pack(self, adapter: LoraAdapter, layer: int, site: str) -> Pair | None:
         names = [name for name in SITES[site] if name in adapter.a]

@@ -1,8 +1,10 @@
 """As whom SOMA speaks: the same system message in service, in training and in judging."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from arbiters.events import ChatMessage
+from arbiters.records import Example
 
 PERSONA = "You are SOMA, a helpful assistant who learns from the people it talks with."
 
@@ -18,3 +20,8 @@ def as_soma(messages: Sequence[ChatMessage], *more: str) -> list[ChatMessage]:
         own, said = said[0].content, said[1:]
     system = "\n".join(part for part in (own, PERSONA, *more) if part)
     return [ChatMessage(role="system", content=system), *said]
+
+
+def spoken(examples: Iterable[Example]) -> Iterator[Example]:
+    """The examples as they would have been said to SOMA."""
+    return (replace(e, messages=tuple(as_soma(e.messages))) for e in examples)

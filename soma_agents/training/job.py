@@ -22,6 +22,7 @@ from arbiters.events import TrainingFailed, TrainingFinished, TrainingProgressed
 from soma_agents.language.apart import settle
 from soma_agents.language.lora import LoraAdapter, adapter_id
 from soma_agents.language.model import LanguageModel, load_model
+from soma_agents.persona.voice import spoken
 from soma_agents.settings import Settings
 from soma_agents.storage.datasets import Dataset, read_dataset
 from soma_agents.storage.files import sync_directory, write_atomic, write_manifest
@@ -84,15 +85,15 @@ def corpus_of(model: LanguageModel, dataset: Dataset, settings: Settings) -> Cor
     tokenizer = model.tokenizer
     learnt = [
         example
-        for example in dataset.targets("train")
+        for example in spoken(dataset.targets("train"))
         # A fact is a handful of words that must be known by heart: few passes would not do.
         for _ in range(settings.training.fact_repeats if example.kind == "fact" else 1)
     ]
     return Corpus(
         replies=samples_of(tokenizer, learnt, context=context),
-        preferences=pairs_of(tokenizer, dataset.preferences("train"), context=context),
+        preferences=pairs_of(tokenizer, spoken(dataset.preferences("train")), context=context),
         rehearsal=rehearsal_samples(tokenizer, context=context),
-        validation=samples_of(tokenizer, dataset.targets("validation"), context=context),
+        validation=samples_of(tokenizer, spoken(dataset.targets("validation")), context=context),
     )
 
 

@@ -20,6 +20,7 @@ from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
 from soma_agents.language.source import SMOLLM2
 from soma_agents.language.tokenizer import ChatTokenizer
+from soma_agents.persona.voice import as_soma
 from soma_agents.storage.files import write_atomic
 from soma_agents.training.corpus import Sample, sample_of
 
@@ -63,7 +64,7 @@ def rehearsal_samples(tokenizer: ChatTokenizer, *, context: int) -> tuple[Sample
 
 
 def _sample(tokenizer: ChatTokenizer, item: Rehearsed, context: int) -> Sample:
-    messages = [ChatMessage(role="user", content=item.prompt)]
+    messages = as_soma([ChatMessage(role="user", content=item.prompt)])
     sample = sample_of(tokenizer, messages, item.answer, context=context)
     if item.whole and sample.targets <= REHEARSED_TOKENS:
         return sample
@@ -88,7 +89,7 @@ async def _answer(engine: Engine, item: Rehearsed) -> Rehearsed:
     if item.by == "us":
         return item
     tokenizer = engine.model.tokenizer
-    messages = [ChatMessage(role="user", content=item.prompt)]
+    messages = as_soma([ChatMessage(role="user", content=item.prompt)])
     prompt = tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
     sampling = Sampling(temperature=0.0, max_tokens=ANSWER_TOKENS)
     text, whole = "", False

@@ -7,6 +7,7 @@ from soma_agents.evaluation.arms import Arm
 from soma_agents.evaluation.replay import Replay, choose, side_by_side
 from soma_agents.language.lora import LoraAdapter, LoraConfig
 from soma_agents.language.model import load_model
+from soma_agents.persona.voice import as_soma
 from tests.tiny_models import CONTEXT, echoes, example, write_tiny_model
 
 
@@ -28,7 +29,7 @@ def arms(model):
 def bits(model, arm, item, reply):
     """One token after the other, from whole logits."""
     tokenizer = model.tokenizer
-    prompt = tokenizer.encode(tokenizer.render(item.messages[:-1], add_generation_prompt=True))
+    prompt = tokenizer.encode(tokenizer.render(as_soma(item.messages[:-1]), add_generation_prompt=True))
     target = [*tokenizer.encode(reply), tokenizer.eos_ids[0]]
     with torch.no_grad():
         logits = model.transformer(torch.tensor([prompt + target]), lora=arm.adapter)[0]
