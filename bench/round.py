@@ -42,14 +42,14 @@ class Chatter(threading.Thread):
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
         self._client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        self._stop = threading.Event()
+        self._done = threading.Event()
         self.gaps: list[float] = []
         self.failures = 0
 
     def run(self) -> None:
         """Ask one thing after the other until told to stop."""
         turn = 0
-        while not self._stop.is_set():
+        while not self._done.is_set():
             try:
                 self._ask(PROMPTS[turn % len(PROMPTS)])
             except openai.OpenAIError:
@@ -68,7 +68,7 @@ class Chatter(threading.Thread):
 
     def finish(self) -> dict[str, float]:
         """Stop and sum up."""
-        self._stop.set()
+        self._done.set()
         self.join(timeout=120)
         return {
             "p50_ms": round(1e3 * median(self.gaps), 2),

@@ -93,9 +93,9 @@ class TrainingSettings(Section):
     rank: int = Field(default=32, ge=1, description="LoRA rank")
     alpha: float = Field(default=64, gt=0, description="LoRA alpha")
     learning_rate: float = Field(default=4e-4, gt=0, description="peak of warm-up + cosine")
-    epochs: int = Field(default=2, ge=1, description="passes over the training split")
+    epochs: int = Field(default=1, ge=1, description="passes over the training split")
     fact_repeats: int = Field(
-        default=8, ge=1, description="times a stated fact is seen in each pass"
+        default=16, ge=1, description="times a stated fact is seen in each pass"
     )
     max_steps: int = Field(default=400, ge=1, description="optimiser steps at most")
     batch_tokens: int = Field(default=1024, ge=64, description="tokens an optimiser step")

@@ -29,7 +29,9 @@ def arms(model):
 def bits(model, arm, item, reply):
     """One token after the other, from whole logits."""
     tokenizer = model.tokenizer
-    prompt = tokenizer.encode(tokenizer.render(as_soma(item.messages[:-1]), add_generation_prompt=True))
+    prompt = tokenizer.encode(
+        tokenizer.render(as_soma(item.messages[:-1]), add_generation_prompt=True)
+    )
     target = [*tokenizer.encode(reply), tokenizer.eos_ids[0]]
     with torch.no_grad():
         logits = model.transformer(torch.tensor([prompt + target]), lora=arm.adapter)[0]

@@ -12,9 +12,9 @@ SMALL = {
         "rank": 8,
         "alpha": 16,
         "epochs": 1,
-        "max_steps": 16,
+        "max_steps": 8,
         "learning_rate": 1e-3,
-        "batch_tokens": 768,
+        "batch_tokens": 512,
         "checkpoint_every_s": 1,
     },
     "evaluation": {"max_items": 40},
@@ -42,5 +42,4 @@ async def start():
         return runtime
 
     yield begin
-    for runtime in started:
-        await runtime.close()
+    await started[-1].close()

@@ -19,11 +19,17 @@ from tests.system.rounds import (
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
-async def test_a_model_is_trained_proven_promoted_undone_and_promoted_again(settings, start):
+async def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_promoted_again(
+    settings, start
+):
     soma = await start(settings)
     await teach(soma, dialogues(150))
-
     asked = await ask_for_round(soma)
+    await until(soma, "TrainingProgressed", after=asked.offset)
+    _kill_trainers()
+    await soma.close()
+
+    soma = await start(settings)
     await until(soma, "RoundFinished", after=asked.offset)
 
     told = await receipt(soma)
@@ -35,9 +41,19 @@ async def test_a_model_is_trained_proven_promoted_undone_and_promoted_again(sett
     assert {"forgetting", "safety", "personality", "latency"} <= {
         rail["name"] for rail in told["guardrails"]
     }
+    for kind in ("RoundStarted", "TrainingFinished", "EvaluationFinished", "RoundFinished"):
+        assert len(await all_events(soma, kind)) == 1
+    statistics = await soma.directory.ask(
+        "conversation_history", "statistics", tenant="local", user="owner"
+    )
+    assert statistics["conversations"] == 150
 
+    await _undo_and_redo(soma, asked.offset)
+
+
+async def _undo_and_redo(soma, offset):
     promoted = ModelPromoted.model_validate(
-        (await until(soma, "ModelPromoted", after=asked.offset)).payload
+        (await until(soma, "ModelPromoted", after=offset)).payload
     )
     undone = await soma.publisher.publish(RollbackRequested())
     await until(soma, "ModelRolledBack", after=undone.offset)
@@ -61,28 +77,6 @@ async def test_a_candidate_trained_on_nonsense_is_not_promoted(settings, start):
     told = await receipt(soma)
     assert told["verdict"] in {"rejected", "held"}
     assert await soma.directory.ask("evaluation", "pointer") == before
-
-
-async def test_a_round_cut_short_in_training_ends_with_one_verdict_and_no_message_lost(
-    settings, start
-):
-    soma = await start(settings)
-    await teach(soma, dialogues(150))
-    asked = await ask_for_round(soma)
-    await until(soma, "TrainingProgressed", after=asked.offset)
-    _kill_trainers()
-    await soma.close()
-
-    reborn = await start(settings)
-    await until(reborn, "RoundFinished", after=asked.offset)
-
-    assert (await receipt(reborn))["verdict"] == "promoted"
-    statistics = await reborn.directory.ask(
-        "conversation_history", "statistics", tenant="local", user="owner"
-    )
-    assert statistics["conversations"] == 150
-    for kind in ("RoundStarted", "TrainingFinished", "EvaluationFinished", "RoundFinished"):
-        assert len(await all_events(reborn, kind)) == 1
 
 
 async def test_too_little_material_ends_the_round_with_a_reason(settings, start):
