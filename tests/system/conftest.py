@@ -12,12 +12,12 @@ SMALL = {
         "rank": 8,
         "alpha": 16,
         "epochs": 1,
-        "max_steps": 8,
+        "max_steps": 14,
         "learning_rate": 1e-3,
         "batch_tokens": 512,
         "checkpoint_every_s": 1,
     },
-    "evaluation": {"max_items": 40},
+    "evaluation": {"max_items": 60},
 }
 """A round in about a minute: the real model, few steps, few items."""
 

@@ -23,7 +23,7 @@ async def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_pro
     settings, start
 ):
     soma = await start(settings)
-    await teach(soma, dialogues(150))
+    await teach(soma, dialogues(250))
     asked = await ask_for_round(soma)
     await until(soma, "TrainingProgressed", after=asked.offset)
     _kill_trainers()
@@ -46,7 +46,7 @@ async def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_pro
     statistics = await soma.directory.ask(
         "conversation_history", "statistics", tenant="local", user="owner"
     )
-    assert statistics["conversations"] == 150
+    assert statistics["conversations"] == 250
 
     await _undo_and_redo(soma, asked.offset)
 
