@@ -18,8 +18,8 @@ from soma_agents.runtime.importers import ImportedConversation, chatterbot_dialo
 HELD_OUT = 5
 """One conversation in so many is never trained on, only judged by."""
 SHOWN = 5
-STEPS = 28
-"""Optimiser steps of a SOMA that the demo starts: minutes on two cores."""
+OWN = {"max_steps": 28, "min_new_messages": 100_000}
+"""Training settings of a SOMA that the demo starts: minutes on two cores, and no round but its."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
 
 def demo(context: typer.Context, home: Home = None, json: Json = False) -> None:
     """Import dialogues, train, judge, promote, roll back, promote again."""
-    settings = settings_of(context, home, training={"max_steps": STEPS})
+    settings = settings_of(context, home, training=OWN)
     say = Console(stderr=True, quiet=json).print
     started = not supervisor.status(settings)["ready"]
     if started:
