@@ -88,8 +88,7 @@ class Daemon:
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory):
     """One SOMA for all of these tests; at the end nothing of it must be left."""
-    small = {"SOMA_TRAINING__MAX_STEPS": "6", "SOMA_EVALUATION__MAX_ITEMS": "40"}
-    daemon = Daemon(tmp_path_factory.mktemp("chaos"), **small)
+    daemon = Daemon(tmp_path_factory.mktemp("chaos"))
     daemon.up()
     everything = [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
     yield daemon
