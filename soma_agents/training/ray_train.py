@@ -1,6 +1,7 @@
 """The same loop under Ray Train: one worker or several, which share each step's micro-batches.
 
-`ray_trainer.RayTrainer` starts `python -m soma_agents.training.ray_train REQUEST.json`. Ray restarts
+`RayTrainer` starts `python -m soma_agents.training.ray_train REQUEST.json`, a driver of its own:
+ending that process ends its controller and workers, whatever state they are in. Ray restarts
 workers that die; our own checkpoints in the run's directory say where to go on, since a
 checkpoint reported to Ray costs seconds each.
 """
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import ray.train
@@ -23,12 +24,24 @@ from arbiters.errors import SomaError
 from soma_agents.language.apart import NICENESS, keep_to, settle
 from soma_agents.training.job import alone, carry_out, train_here
 from soma_agents.training.request import Job, read_result
+from soma_agents.training.trainer import LocalTrainer
 
 MAX_FAILURES = 3
 """Deaths of workers that Ray makes good."""
 
 CPU_SHARE = 0.1
 """CPUs that a worker books: it is confined to the trainer's cores, whatever else is booked."""
+
+
+class RayTrainer(LocalTrainer):
+    """Implements `arbiters.ports.Trainer` with Ray Train; to be used where Ray runs."""
+
+    module: ClassVar[str] = "soma_agents.training.ray_train"
+
+    def _environment(self) -> dict[str, str]:
+        if not ray.is_initialized():
+            return {}
+        return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 class GlooWorkers:

@@ -2,7 +2,7 @@ import pytest
 
 from arbiters.events import TrainingFailed, TrainingFinished, TrainingRequested
 from soma_agents.training.job import store, train_here
-from soma_agents.training.ray_trainer import RayTrainer
+from soma_agents.training.ray_train import RayTrainer
 from soma_agents.training.request import Job
 from tests.tiny_models import echoes, tiny_base, tiny_settings, write_dataset
 
