@@ -71,8 +71,8 @@ class EventLog(Protocol):
     ) -> Batch:
         """Up to `limit` envelopes with offset > `after`, of `types` (None: all).
 
-        With `wait` > 0, stays up to so many seconds until there is something after `after`, of
-        whatever type. Erased envelopes are left out: nobody hears them again.
+        With `wait` > 0, stays up to so many seconds until there is one. Erased envelopes are left
+        out: nobody hears them again.
         """
         ...
 

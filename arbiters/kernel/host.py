@@ -248,13 +248,25 @@ class Host:
         if question not in self._queries:
             raise NotFoundError(f"{self.arbiter.name} has no question {question!r}")
         try:
-            async with asyncio.timeout(patience), self._moved:
-                await self._moved.wait_for(lambda: self._cursor >= at_least)
+            async with asyncio.timeout(patience):
+                await self._reach(at_least)
         except TimeoutError:
             raise UnavailableError(
                 f"{self.arbiter.name} is at offset {self._cursor}, not yet at {at_least}; ask again"
             ) from None
         return await getattr(self.arbiter, question)(**arguments)
+
+    async def _reach(self, offset: int) -> None:
+        """Wait until everything of concern up to `offset` is handled.
+
+        The log does not wake an arbiter for what does not concern it: look whether that is all.
+        """
+        if self._cursor < offset:
+            ahead = await self._log.read(self._cursor, limit=1, types=self._types)
+            if not ahead.envelopes:
+                await self._at(ahead.end)
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._cursor >= offset)
 
     async def dead_letters(self) -> list[DeadLetter]:
         """What this arbiter could not handle."""

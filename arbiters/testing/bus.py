@@ -81,20 +81,23 @@ class MemoryEventLog:
     async def read(
         self, after: int, *, limit: int = 500, types: frozenset[str] | None = None, wait: float = 0
     ) -> Batch:
-        if wait > 0 and len(self._envelopes) <= after:
+        def found() -> list[Envelope]:
+            return [
+                envelope
+                for envelope in self._envelopes[after:]
+                if (types is None or envelope.type in types) and envelope.offset not in self._erased
+            ]
+
+        if wait > 0:
             try:
                 async with asyncio.timeout(wait), self._news:
-                    await self._news.wait_for(lambda: len(self._envelopes) > after)
+                    await self._news.wait_for(found)
             except TimeoutError:
                 pass
-        found = [
-            envelope
-            for envelope in self._envelopes[after:]
-            if (types is None or envelope.type in types) and envelope.offset not in self._erased
-        ]
-        if len(found) >= limit:
-            return Batch(envelopes=found[:limit], end=found[limit - 1].offset)
-        return Batch(envelopes=found, end=max(after, len(self._envelopes)))
+        there = found()
+        if len(there) >= limit:
+            return Batch(envelopes=there[:limit], end=there[limit - 1].offset)
+        return Batch(envelopes=there, end=max(after, len(self._envelopes)))
 
     async def end(self) -> int:
         return len(self._envelopes)

@@ -14,14 +14,11 @@ from soma_agents.language.cache import BatchCache, PromptCache, blocks
 from soma_agents.language.decoder import Decoder
 from soma_agents.language.mixed_lora import MixedLora
 from soma_agents.language.model import LanguageModel
-from soma_agents.language.prefixes import PrefixCache
+from soma_agents.language.prefixes import PrefixCache, chunk_end
 from soma_agents.language.requests import Finished, FinishReason, Piece
 from soma_agents.language.sampling import token_logprob
 from soma_agents.language.sequence import Sequence
 from soma_agents.language.waiting import FairQueue
-
-CHUNK = 128
-"""Prompt tokens read between two decoding steps: bounds how long running replies pause."""
 
 Deliver = Callable[[Sequence, Piece | Finished], None]
 
@@ -50,7 +47,7 @@ class Batch:
         self.decoding: list[Sequence] = []  # in the order of the cache's rows
         self._cache = BatchCache(model.config, self._dtype)
         self._lora: MixedLora | None = None
-        self._prefixes = PrefixCache(chunk=CHUNK, tokens=cache_tokens // 4)
+        self._prefixes = PrefixCache(tokens=cache_tokens // 4)
         self.prompt_tokens = self.completion_tokens = self.steps = 0
 
     @property
@@ -88,9 +85,8 @@ class Batch:
             candidate.cache = PromptCache(
                 self._model.config, len(candidate.request.prompt), self._dtype
             )
-            request = candidate.request
-            self._prefixes.restore(request.tenant, candidate.lora, request.prompt, candidate.cache)
-            self.reading.put(request.tenant, candidate)
+            self._prefixes.restore(candidate.request, candidate.lora, candidate.cache)
+            self.reading.put(candidate.request.tenant, candidate)
 
     def _fits(self, candidate: Sequence) -> bool:
         """Whether all, padded to the longest, stay within the cache's budget."""
@@ -102,22 +98,20 @@ class Batch:
         return count <= self._slots and count * longest <= self._cache_tokens
 
     def _read_chunk(self) -> None:
-        """Read a chunk of the prompt whose turn it is, and its first token after the last.
-
-        Chunks begin at multiples of CHUNK, so a prompt is computed the same in any company.
-        """
+        """Read a chunk of the prompt whose turn it is; after the last comes the first token."""
         sequence = self.reading.peek()
         cache = None if sequence is None else sequence.cache
         if sequence is None or cache is None:
             return
         request, prompt = sequence.request, sequence.request.prompt
-        chunk = prompt[cache.length : cache.length + CHUNK]
+        start = cache.length
+        chunk = prompt[start : chunk_end(request, start)]
         hidden = self._model.transformer.hidden(
             torch.tensor([chunk]), cache=cache, lora=sequence.lora
         )
         self.prompt_tokens += len(chunk)
         self.reading.pop()
-        self._prefixes.keep(request.tenant, sequence.lora, prompt, cache)
+        self._prefixes.keep(request, sequence.lora, start, cache)
         if cache.length < len(prompt):
             self.reading.put(request.tenant, sequence)
             return

@@ -1,4 +1,4 @@
-"""Keys and values of prompts read lately, so that the next turn of a conversation starts later.
+"""Keys and values of prompts read lately, so that the next reply starts sooner.
 
 Kept in whole chunks, which are computed the same whatever follows them: a reply after a reused
 prefix is bit for bit the one without. Tenants and adapters never see each other's.
@@ -10,25 +10,38 @@ from torch import Tensor
 
 from soma_agents.language.cache import PromptCache
 from soma_agents.language.mixed_lora import PackedLora
+from soma_agents.language.requests import GenerationRequest
+
+CHUNK = 128
+"""Prompt tokens read between two decoding steps at most: how long running replies pause."""
 
 Key = tuple[str, PackedLora | None, tuple[int, ...]]
 """Tenant, adapter (itself, not its name), and all tokens up to the end of the chunk."""
 
 
-class PrefixCache:
-    """The chunks read last, at most `tokens` tokens of them; the longest unused goes first."""
+def chunk_end(request: GenerationRequest, start: int) -> int:
+    """Where the chunk of the prompt that begins at `start` ends.
 
-    def __init__(self, *, chunk: int, tokens: int) -> None:
-        self._chunk = chunk
-        self._most = tokens // chunk
+    Chunks end at multiples of CHUNK and where the part shared with other prompts ends, so a
+    prompt is computed the same in any company.
+    """
+    end = min((start // CHUNK + 1) * CHUNK, len(request.prompt))
+    return request.shared if start < request.shared < end else end
+
+
+class PrefixCache:
+    """The chunks read last, as many as hold `tokens` tokens; the longest unused goes first."""
+
+    def __init__(self, *, tokens: int) -> None:
+        self._most = tokens // CHUNK
         self._kept: OrderedDict[Key, list[Tensor]] = OrderedDict()
 
     def restore(
-        self, tenant: str, lora: PackedLora | None, prompt: tuple[int, ...], cache: PromptCache
+        self, request: GenerationRequest, lora: PackedLora | None, cache: PromptCache
     ) -> None:
         """Begin `cache` with the longest known prefix that leaves a token to compute."""
-        for end in range(self._chunk, len(prompt), self._chunk):
-            key = (tenant, lora, prompt[:end])
+        while (end := chunk_end(request, cache.length)) < len(request.prompt):
+            key = (request.tenant, lora, request.prompt[:end])
             found = self._kept.get(key)
             if found is None:
                 return
@@ -36,14 +49,15 @@ class PrefixCache:
             cache.append(found)
 
     def keep(
-        self, tenant: str, lora: PackedLora | None, prompt: tuple[int, ...], cache: PromptCache
+        self, request: GenerationRequest, lora: PackedLora | None, start: int, cache: PromptCache
     ) -> None:
-        """Remember the chunk that `cache` ends with, if it is a whole one."""
+        """Remember the chunk from `start` that `cache` ends with, if it is a whole one."""
         end = cache.length
-        key = (tenant, lora, prompt[:end])
-        if end % self._chunk or self._most < 1:
+        whole = end % CHUNK == 0 or end == request.shared
+        if not whole or self._most < 1:
             return
+        key = (request.tenant, lora, request.prompt[:end])
         if key not in self._kept and len(self._kept) >= self._most:
             self._kept.popitem(last=False)
-        self._kept[key] = cache.piece(end - self._chunk, end)
+        self._kept[key] = cache.piece(start, end)
         self._kept.move_to_end(key)

@@ -10,12 +10,17 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A prompt to go on with. `adapter` is one that was loaded, None is the base model alone."""
+    """A prompt to go on with.
+
+    `adapter` is one that was loaded, None is the base model alone. Other prompts of the tenant
+    often begin with the first `shared` tokens of this one: they are kept for them.
+    """
 
     prompt: tuple[int, ...]
     sampling: Sampling
     adapter: str | None = None
     tenant: str = "local"
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from arbiters.errors import BusyError, NotFoundError
-from arbiters.events import ChatMessage, MessageReceived
+from arbiters.events import ChatMessage, Envelope, MessageReceived
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
 from arbiters.ports import EventLog, Ids
@@ -109,7 +109,7 @@ class Gateway:
             content=last.content,
             context=() if continues else tuple(before),
         )
-        return await self._begin(caller, received, prepared, routed, transcript=messages)
+        return self._begin(caller, received, prepared, routed, transcript=messages)
 
     async def reason(
         self,
@@ -135,7 +135,7 @@ class Gateway:
         received = MessageReceived(
             conversation=conversation, message=self._ids.new(), content=message
         )
-        return await self._begin(caller, received, prepared, routed, transcript=messages)
+        return self._begin(caller, received, prepared, routed, transcript=messages)
 
     async def complete(self, caller: Caller, text: str, sampling: Sampling, *, model: str) -> Turn:
         """Go on with a bare text."""
@@ -148,7 +148,7 @@ class Gateway:
         received = MessageReceived(
             conversation=conversation, message=self._ids.new(), content=text, trust="external"
         )
-        return await self._begin(caller, received, prepared, routed, transcript=None)
+        return self._begin(caller, received, prepared, routed, transcript=None)
 
     # --- the steps -------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Gateway:
             messages, sampling, adapter=routed.adapter, known=known, tenant=caller.tenant
         )
 
-    async def _begin(
+    def _begin(
         self,
         caller: Caller,
         received: MessageReceived,
@@ -196,10 +196,9 @@ class Gateway:
         *,
         transcript: Sequence[ChatMessage] | None,
     ) -> Turn:
-        """Keep the message, then let the reply begin."""
+        """Let the reply begin while the message is being kept."""
         self.threads.forget(received.conversation)
-        cause = await self._publisher.publish(received, tenant=caller.tenant, user=caller.user)
-        self.note(received.conversation, cause.offset)
+        cause = self._publisher.wrap(received, tenant=caller.tenant, user=caller.user)
         placed = Placed(
             inference=self._ids.new(),
             conversation=received.conversation,
@@ -208,11 +207,22 @@ class Gateway:
             specialist=self._specialist.name,
             experiment=routed.experiment,
         )
-        turn = Turn(placed, prepared, engine=self._engine, publisher=self._publisher, cause=cause)
+        turn = Turn(
+            placed,
+            prepared,
+            engine=self._engine,
+            publisher=self._publisher,
+            cause=cause,
+            kept=asyncio.create_task(self._keep(cause)),
+        )
         task = asyncio.create_task(self._finish(turn, caller, transcript))
         self._turns[task] = turn
         task.add_done_callback(self._turns.pop)
         return turn
+
+    async def _keep(self, received: Envelope) -> None:
+        (offset,) = await self._publisher.publish_all([received])
+        self.note(received.key, offset)
 
     async def _finish(
         self, turn: Turn, caller: Caller, transcript: Sequence[ChatMessage] | None

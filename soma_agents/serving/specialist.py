@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from arbiters.errors import InvalidError
 from arbiters.events import ChatMessage
 from soma_agents.language.model import LanguageModel
+from soma_agents.language.prefix import common_prefix
 from soma_agents.language.requests import GenerationRequest
 from soma_agents.language.sampling import Sampling
 from soma_agents.persona.voice import as_soma
@@ -60,9 +61,7 @@ class Specialist:
         about = f"About the user: {' '.join(known.facts)}" if known.facts else ""
         turns = as_soma(messages, about, known.personality)
         text = self.model.tokenizer.render(turns, add_generation_prompt=True)
-        return self._prepare(
-            text, sampling, adapter=adapter, tenant=tenant, system=turns[0].content
-        )
+        return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system=turns[0])
 
     def continuation(
         self, text: str, sampling: Sampling, *, adapter: str | None, tenant: str
@@ -72,10 +71,16 @@ class Specialist:
         Raises:
             ContextLengthError: the text is longer than the model's context.
         """
-        return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system="")
+        return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system=None)
 
     def _prepare(
-        self, text: str, sampling: Sampling, *, adapter: str | None, tenant: str, system: str
+        self,
+        text: str,
+        sampling: Sampling,
+        *,
+        adapter: str | None,
+        tenant: str,
+        system: ChatMessage | None,
     ) -> Prepared:
         context = self.model.config.context
         if len(text) > context * MOST_CHARACTERS_PER_TOKEN:
@@ -94,7 +99,7 @@ class Specialist:
             "base": self.model.id,
             "adapter": adapter,
             "specialist": self.name,
-            "system": system,
+            "system": system.content if system else "",
             "sampling": asdict(sampling),
         }
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
@@ -103,5 +108,11 @@ class Specialist:
             sampling=replace(sampling, max_tokens=room),
             adapter=adapter,
             tenant=tenant,
+            shared=self._shared(prompt, system) if system else 0,
         )
         return Prepared(request=request, config_hash=digest[:16])
+
+    def _shared(self, prompt: Sequence[int], system: ChatMessage) -> int:
+        """How many tokens every prompt under this system message begins with."""
+        text = self.model.tokenizer.render([system], add_generation_prompt=False)
+        return common_prefix((self.model.tokenizer.encode(text), prompt))

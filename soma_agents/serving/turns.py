@@ -66,12 +66,14 @@ class Turn:
         engine: Backend,
         publisher: Publisher,
         cause: Envelope,
+        kept: asyncio.Task[None],
     ) -> None:
         self.placed = placed
         self._prepared = prepared
         self._engine = engine
         self._publisher = publisher
         self._cause = cause
+        self._kept = kept
         self._items: asyncio.Queue[Piece | Ended | SomaError] = asyncio.Queue()
         self._reply = _Reply()
         self._started = time.perf_counter()
@@ -86,7 +88,7 @@ class Turn:
         Raises:
             BusyError, InvalidError: the engine did not take the request.
             GenerationError: it broke off.
-            StorageFullError: the reply could not be kept.
+            StorageFullError: the message or the reply could not be kept.
         """
         try:
             while True:
@@ -115,7 +117,11 @@ class Turn:
     async def run(self) -> Ended | None:
         """Generate, then put the reply into the log; None when there was nothing to put."""
         try:
-            ended = await self._keep(await self._generate())
+            try:
+                finished = await self._generate()
+            finally:
+                await self._kept
+            ended = await self._keep(finished)
         except SomaError as error:
             log.warning("reply failed", inference=self.placed.inference, error=str(error))
             self._items.put_nowait(error)
@@ -140,6 +146,8 @@ class Turn:
                 if isinstance(item, Finished):
                     return item
                 if not self._reply.token_ids:
+                    # Nothing is said to a message that may yet be lost.
+                    await asyncio.shield(self._kept)
                     self._reply.first_token = time.perf_counter() - self._started
                 self._reply.text.append(item.text)
                 self._reply.token_ids.extend(item.token_ids)

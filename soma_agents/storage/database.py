@@ -164,6 +164,15 @@ class Database:
             cursor = await self._run(self._connection.execute(sql, parameters))
             return cursor.rowcount
 
+    async def change(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Run one writing statement and return the rows of its RETURNING clause."""
+        async with self._turn():
+            self._check_writable()
+            found: Iterable[Any] = await self._run(
+                self._connection.execute_fetchall(sql, parameters)
+            )
+            return list(found)
+
     async def execute_many(self, sql: str, parameters: Iterable[Sequence[Any]]) -> int:
         """Run one statement for each of the rows, in one transaction."""
         async with self.transaction():

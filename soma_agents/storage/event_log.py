@@ -66,6 +66,8 @@ class SqliteEventLog:
         self._database = database
         self._end = end
         self._hash = last_hash
+        self._newest: dict[str, int] = {}
+        self._opened_at = end
         self._news = asyncio.Condition()
         self._queue: list[_Request] = []
         self._writer: asyncio.Task[None] | None = None
@@ -144,6 +146,7 @@ class SqliteEventLog:
                 marks = ", ".join("?" * len(rows[0]))
                 await self._database.execute_many(f"INSERT INTO events VALUES ({marks})", rows)
         self._end, self._hash = end, last_hash
+        self._newest |= {row[2]: row[0] for row in rows}
         return offsets
 
     async def _known(self, entries: Sequence["_Entry"]) -> dict[str, int]:
@@ -161,8 +164,8 @@ class SqliteEventLog:
         self, after: int, *, limit: int = 500, types: frozenset[str] | None = None, wait: float = 0
     ) -> Batch:
         """See `EventLog.read`."""
-        if wait > 0 and self._end <= after:
-            await self._wait_beyond(after, wait)
+        if wait > 0:
+            await self._wait_beyond(after, types, wait)
         end = self._end
         while after < end:
             upto = end if types is None else min(end, after + _SCAN)
@@ -175,10 +178,21 @@ class SqliteEventLog:
             after = upto
         return Batch(envelopes=(), end=after)
 
-    async def _wait_beyond(self, offset: int, seconds: float) -> None:
+    async def _wait_beyond(self, offset: int, types: frozenset[str] | None, seconds: float) -> None:
+        """Until there may be one of `types` beyond `offset`.
+
+        Of those from before the file was opened nobody knows the types without a look.
+        """
+        newest = self._newest
+
+        def something() -> bool:
+            if types is None:
+                return self._end > offset
+            return offset < self._opened_at or any(newest.get(t, 0) > offset for t in types)
+
         try:
             async with asyncio.timeout(seconds), self._news:
-                await self._news.wait_for(lambda: self._end > offset)
+                await self._news.wait_for(something)
         except TimeoutError:
             pass
 

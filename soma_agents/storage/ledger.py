@@ -72,14 +72,12 @@ class SqliteLedger:
 
     async def attempt(self, offset: int) -> int:
         """See `Ledger.attempt`."""
-        async with self._database.transaction():
-            await self._database.execute(
-                "INSERT INTO attempts VALUES (?, 1)"
-                " ON CONFLICT (offset) DO UPDATE SET count = count + 1",
-                (offset,),
-            )
-            row = await self._database.row("SELECT count FROM attempts WHERE offset = ?", (offset,))
-        return row[0] - 1 if row else 0
+        ((count,),) = await self._database.change(
+            "INSERT INTO attempts VALUES (?, 1)"
+            " ON CONFLICT (offset) DO UPDATE SET count = count + 1 RETURNING count",
+            (offset,),
+        )
+        return count - 1
 
     async def forgive(self, offset: int) -> None:
         """See `Ledger.forgive`."""
@@ -109,10 +107,10 @@ class SqliteLedger:
 
     async def exhume(self, event: str) -> Envelope | None:
         """See `Ledger.exhume`."""
-        row = await self._database.row(
+        rows = await self._database.change(
             "DELETE FROM dead_letters WHERE event = ? RETURNING envelope", (event,)
         )
-        return Envelope.model_validate_json(row[0]) if row else None
+        return Envelope.model_validate_json(rows[0][0]) if rows else None
 
 
 def _letter(row: Row) -> DeadLetter:

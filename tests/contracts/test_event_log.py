@@ -104,14 +104,26 @@ async def test_a_reader_that_waits_wakes_when_something_comes(log):
     assert names((await asyncio.wait_for(waiting, 5)).envelopes) == ["a"]
 
 
-async def test_a_reader_that_waits_wakes_for_types_it_does_not_hear_to_move_its_cursor(log):
-    waiting = asyncio.create_task(log.read(0, types=frozenset({"RoundStarted"}), wait=30))
+async def test_a_reader_that_waits_sleeps_through_types_it_does_not_hear(log):
+    waiting = asyncio.create_task(log.read(0, types=frozenset({"RoundStarted"}), wait=0.2))
     await asyncio.sleep(0)
 
     await log.append([said("a")])
+    await log.append([said("b")])
+
+    assert not waiting.done()
+    batch = await asyncio.wait_for(waiting, 5)
+    assert (list(batch.envelopes), batch.end) == ([], 2)
+
+
+async def test_a_reader_that_waits_wakes_for_the_types_it_hears(log):
+    waiting = asyncio.create_task(log.read(0, types=frozenset({"FactStated"}), wait=30))
+    await log.append([said("a")])
+
+    await log.append([said("b").model_copy(update={"type": "FactStated"})])
 
     batch = await asyncio.wait_for(waiting, 5)
-    assert (list(batch.envelopes), batch.end) == ([], 1)
+    assert (names(batch.envelopes), batch.end) == (["b"], 2)
 
 
 async def test_waiting_in_vain_ends(log):

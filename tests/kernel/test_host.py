@@ -413,6 +413,17 @@ async def test_a_question_waits_until_the_arbiter_has_seen_the_offset(world):
     await stop(task)
 
 
+async def test_a_question_does_not_wait_for_events_that_do_not_concern_the_arbiter(world):
+    host = world.echo()
+    task = asyncio.create_task(host.run())
+    await world.log.append([enveloped(RoundRequested(by="user"))])
+
+    answer = await asyncio.wait_for(host.ask("subjects", {}, at_least=1), 2)
+
+    assert answer == []
+    await stop(task)
+
+
 async def test_a_question_does_not_wait_for_ever(world):
     with pytest.raises(UnavailableError, match="at offset 0, not yet at 5"):
         await world.echo().ask("subjects", {}, at_least=5, patience=0.01)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from arbiters.errors import BusyError, InvalidError, NotFoundError, UnavailableError
-from soma_agents.language.batch import CHUNK
 from soma_agents.language.engine import Engine
 from soma_agents.language.lora import LoraConfig
+from soma_agents.language.prefixes import CHUNK
 from soma_agents.language.requests import Finished, GenerationRequest, Piece
 from soma_agents.language.sampling import Sampling
 from soma_agents.language.scoring import bits_per_byte
@@ -16,9 +16,11 @@ from soma_agents.language.scoring import bits_per_byte
 PROMPTS = [tuple(range(2 + i, 6 + 9 * i)) for i in range(8)]
 
 
-def greedy(prompt=(5, 6, 7), *, adapter=None, tenant="local", **sampling) -> GenerationRequest:
+def greedy(
+    prompt=(5, 6, 7), *, adapter=None, tenant="local", shared=0, **sampling
+) -> GenerationRequest:
     settings = {"temperature": 0, "max_tokens": 20} | sampling
-    return GenerationRequest(tuple(prompt), Sampling(**settings), adapter, tenant)
+    return GenerationRequest(tuple(prompt), Sampling(**settings), adapter, tenant, shared)
 
 
 async def answer(engine, request) -> tuple[list[int], str, Finished]:
@@ -97,6 +99,21 @@ async def test_the_next_turn_reads_only_what_is_new_and_says_the_same(tiny):
 
     assert engine.stats().prompt_tokens - read == len(follow_up) - CHUNK
     assert again == oracle(tiny, follow_up, 20)
+    await engine.close()
+
+
+async def test_a_shared_beginning_is_read_once_and_says_the_same(tiny):
+    engine = Engine(tiny, slots=2, threads=1)
+    engine.start()
+    system = tuple(i % 250 + 2 for i in range(40))
+    first, second = (*system, 5, 6, 7), (*system, 8, 9)
+    await answer(engine, greedy(first, shared=len(system)))
+    read = engine.stats().prompt_tokens
+
+    again, _, _ = await answer(engine, greedy(second, shared=len(system)))
+
+    assert engine.stats().prompt_tokens - read == 2
+    assert again == oracle(tiny, second, 20)
     await engine.close()
 
 
