@@ -55,11 +55,14 @@ class Batch:
         """Whether there is anything to do."""
         return bool(self.decoding or len(self.reading) or len(self.waiting))
 
-    def advance(self) -> None:
-        """Admit, read one chunk of one prompt, and add a token to every running reply."""
+    def read(self) -> None:
+        """Admit, and read one chunk of one prompt; after its last chunk comes the first token."""
         self._drop_cancelled()
         self._admit()
         self._read_chunk()
+
+    def decode(self) -> None:
+        """Add a token to every running reply."""
         if self.decoding:
             self._decode()
 
@@ -98,7 +101,6 @@ class Batch:
         return count <= self._slots and count * longest <= self._cache_tokens
 
     def _read_chunk(self) -> None:
-        """Read a chunk of the prompt whose turn it is; after the last comes the first token."""
         sequence = self.reading.peek()
         cache = None if sequence is None else sequence.cache
         if sequence is None or cache is None:

@@ -224,15 +224,19 @@ class Engine:
         with torch.inference_mode():
             while self._collect(batch):
                 started = time.perf_counter()
-                try:
-                    batch.advance()
-                except Exception:  # noqa: BLE001 — no request may end the thread
-                    structlog.get_logger().exception("decoding failed", running=len(batch.decoding))
-                    batch.abort("error")
-                self._send()
+                for work in (batch.read, batch.decode):
+                    self._carry_out(batch, work)
                 self._busy_s += time.perf_counter() - started
             batch.abort("cancelled")
             self._send()
+
+    def _carry_out(self, batch: Batch, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:  # noqa: BLE001 — no request may end the thread
+            structlog.get_logger().exception("decoding failed", running=len(batch.decoding))
+            batch.abort("error")
+        self._send()
 
     def _collect(self, batch: Batch) -> bool:
         """Carry out what was asked for; waits while there is nothing to do. False ends."""

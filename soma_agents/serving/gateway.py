@@ -58,7 +58,7 @@ class Gateway:
         self._publisher = publisher
         self._ids = ids
         self._capacity = capacity
-        self._people = People(directory)
+        self.people = People(directory, log)
         self.threads = Threads()
         self._turns: dict[asyncio.Task[None], Turn] = {}
         self._offsets: OrderedDict[str, int] = OrderedDict()
@@ -67,10 +67,12 @@ class Gateway:
 
     async def start(self) -> None:
         """Learn where conversations stand."""
+        await self.people.start()
         await self.threads.rebuild(self._log)
 
     async def close(self, *, patience: float = 5.0) -> None:
         """Stop the turns under way; what they had said is kept."""
+        await self.people.close()
         for turn in self._turns.values():
             turn.leave()
         if self._turns:
@@ -98,7 +100,7 @@ class Gateway:
         """Answer a stateless client who sends the whole transcript; the last message is new."""
         self._admit()
         *before, last = messages
-        known = await self._people.known(caller.tenant, caller.user)
+        known = await self.people.known(caller.tenant, caller.user)
         continues = self.threads.find(caller.tenant, caller.user, before)
         conversation = continues or self._ids.new()
         routed = await self._rollout.route(model, caller.user, conversation)
@@ -127,7 +129,7 @@ class Gateway:
         """
         self._admit()
         before = await self._history(caller, conversation) if conversation else []
-        known = await self._people.known(caller.tenant, caller.user)
+        known = await self.people.known(caller.tenant, caller.user)
         conversation = conversation or self._ids.new()
         routed = await self._rollout.route(model, caller.user, conversation)
         messages = [*before, ChatMessage(role="user", content=message)]

@@ -5,7 +5,6 @@ and routes to a version only after that version has shown here that it can speak
 """
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from soma_agents.language.model import LanguageModel
 from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
 from soma_agents.serving.backend import Backend, generation
+from soma_agents.serving.follower import Follower
 from soma_agents.storage.files import verify_manifest
 
 log = structlog.get_logger(__name__)
@@ -35,8 +35,6 @@ WORK_BEGINS = frozenset({"TrainingRequested", "ComparisonRequested"})
 WORK_ENDS = frozenset({"RoundFinished"})
 SERVABLE = frozenset({"champion", "retired", "held"})
 """Stages of versions that may be asked for by name; a canary's candidate may be, too."""
-POLL_SECONDS = 5.0
-RETRY_SECONDS = 1.0
 _BROKEN = (CorruptError, InvalidError, NotFoundError)
 """What a version that can never speak fails with; being busy or away is another thing."""
 TEST_PROMPT = "Hello"
@@ -90,7 +88,6 @@ class Rollout:
         self._engine = engine
         self._model = model
         self._directory = directory
-        self._log = log
         self._publisher = publisher
         self._cores = cores
         self._max_adapters = max_adapters
@@ -99,39 +96,28 @@ class Rollout:
         self._broken: dict[str, str] = {}
         self._used: list[str] = []
         self._loading = asyncio.Lock()
-        self._cursor = 0
-        self._moved = asyncio.Condition()
-        self._follower: asyncio.Task[None] | None = None
+        self._follower = Follower(log, POINTER_MOVES | WORK_BEGINS | WORK_ENDS, self._hear)
 
     # --- running ---------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Load who is in service and follow the log from here on."""
-        self._cursor = await self._log.end()
+        await self._follower.skip()
         await self.refresh()
         await self._share_cores(training=await self._in_round())
-        self._follower = asyncio.create_task(self._follow())
+        self._follower.start()
 
     async def close(self) -> None:
         """Stop following."""
-        if self._follower is not None:
-            self._follower.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._follower
+        await self._follower.close()
 
-    async def reached(self, offset: int, *, patience: float = 60.0) -> None:
+    async def reached(self, offset: int) -> None:
         """Wait until everything up to this offset is in effect here.
 
         Raises:
-            UnavailableError: that took longer than `patience` seconds.
+            UnavailableError: that took longer than a minute.
         """
-        try:
-            async with asyncio.timeout(patience), self._moved:
-                await self._moved.wait_for(lambda: self._cursor >= offset)
-        except TimeoutError:
-            raise UnavailableError(
-                f"the gateway is at offset {self._cursor}, not yet at {offset}; ask again"
-            ) from None
+        await self._follower.reached(offset)
 
     # --- who answers -----------------------------------------------------------------------
 
@@ -195,21 +181,6 @@ class Rollout:
 
     # --- following the pointer -------------------------------------------------------------
 
-    async def _follow(self) -> None:
-        types = POINTER_MOVES | WORK_BEGINS | WORK_ENDS
-        while True:
-            try:
-                batch = await self._log.read(self._cursor, types=types, wait=POLL_SECONDS)
-                for envelope in batch.envelopes:
-                    await self._hear(envelope)
-            except SomaError as error:
-                log.warning("the rollout could not follow; trying again", error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            async with self._moved:
-                self._cursor = max(self._cursor, batch.end)
-                self._moved.notify_all()
-
     async def _hear(self, envelope: Envelope) -> None:
         if envelope.type in POINTER_MOVES:
             await self.refresh()
@@ -260,7 +231,7 @@ class Rollout:
         )
         await self._publisher.publish(
             RollbackRequested(because=because),
-            idempotency=f"rollout/{version.id}/{self._cursor}",
+            idempotency=f"rollout/{version.id}/{self._follower.cursor}",
         )
 
     # --- loading ---------------------------------------------------------------------------

@@ -36,6 +36,7 @@ async def erase_conversation(services: Services, caller: Caller, conversation: s
         ConversationDeleted(conversation=conversation), tenant=caller.tenant, user=caller.user
     )
     services.gateway.threads.forget(conversation)
+    services.gateway.people.heard(said)
     async with asyncio.TaskGroup() as group:
         for arbiter, question in _READERS:
             asked = services.directory.ask(

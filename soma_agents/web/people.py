@@ -20,7 +20,7 @@ async def personality(services: Parts, asked: Looks) -> dict[str, Any]:
     revision = await services.directory.ask(
         "personality_forge",
         "current",
-        at_least=services.gateway.seen(f"personality/{asked.caller.user}"),
+        at_least=services.gateway.people.changed_at(asked.caller.tenant, asked.caller.user),
         tenant=asked.caller.tenant,
         user=asked.caller.user,
     )
@@ -35,7 +35,7 @@ async def personality_history(
     revisions = await services.directory.ask(
         "personality_forge",
         "history",
-        at_least=services.gateway.seen(f"personality/{asked.caller.user}"),
+        at_least=services.gateway.people.changed_at(asked.caller.tenant, asked.caller.user),
         tenant=asked.caller.tenant,
         user=asked.caller.user,
         limit=limit,
@@ -66,7 +66,7 @@ async def restore(body: Restore, services: Parts, asked: Judges) -> dict[str, An
         tenant=caller.tenant,
         user=caller.user,
     )
-    services.gateway.note(f"personality/{caller.user}", said.offset)
+    services.gateway.people.heard(said)
     return await personality(services, asked)
 
 
@@ -76,7 +76,7 @@ async def profile(services: Parts, asked: Looks) -> dict[str, Any]:
     facts = await services.directory.ask(
         "user_profile",
         "profile",
-        at_least=services.gateway.seen(f"profile/{asked.caller.user}"),
+        at_least=services.gateway.people.changed_at(asked.caller.tenant, asked.caller.user),
         tenant=asked.caller.tenant,
         user=asked.caller.user,
     )
@@ -111,7 +111,7 @@ async def state(subject: Subject, body: Fact, services: Parts, asked: Chats) -> 
         tenant=caller.tenant,
         user=caller.user,
     )
-    services.gateway.note(f"profile/{caller.user}", said.offset)
+    services.gateway.people.heard(said)
     return await profile(services, asked)
 
 
@@ -125,5 +125,5 @@ async def forget(subject: Subject, services: Parts, asked: Forgets) -> dict[str,
     said = await services.publisher.publish(
         FactForgotten(subject=subject), tenant=caller.tenant, user=caller.user
     )
-    services.gateway.note(f"profile/{caller.user}", said.offset)
+    services.gateway.people.heard(said)
     return await profile(services, asked)

@@ -122,6 +122,10 @@ class Soma:
         batch = await self.runtime.log.read(0, types=frozenset(types) or None, limit=100_000)
         return list(batch.envelopes)
 
+    def prompt(self):
+        """What the engine was asked last."""
+        return self.services.model.tokenizer.decode(self.engine.requests[-1].prompt)
+
     async def chat(self, *messages, **options):
         roles = ("user", "assistant")
         body = [{"role": roles[i % 2], "content": text} for i, text in enumerate(messages)]

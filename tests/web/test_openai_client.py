@@ -53,7 +53,7 @@ async def test_a_completion_goes_on_with_the_bare_text(soma, client):
 
     assert answer.choices[0].text == "I am"
     assert answer.choices[0].finish_reason == "length"
-    prompt = soma.services.model.tokenizer.decode(soma.engine.requests[-1].prompt)
+    prompt = soma.prompt()
     assert prompt == "Once upon"
 
 

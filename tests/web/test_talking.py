@@ -1,5 +1,6 @@
 """Conversations that SOMA keeps, and those that a stateless client carries along."""
 
+import asyncio
 import json
 
 
@@ -12,7 +13,7 @@ async def test_reason_answers_and_goes_on_in_the_same_conversation(soma):
 
     assert first["reply"] == "I am glad to hear that."
     assert second.json()["conversation"] == first["conversation"]
-    prompt = soma.services.model.tokenizer.decode(soma.engine.requests[-1].prompt)
+    prompt = soma.prompt()
     assert "My cat is ill." in prompt
     assert "I am glad to hear that." in prompt
 
@@ -65,7 +66,7 @@ async def test_what_is_known_of_the_user_shapes_the_system_message(soma):
     await soma.http.put("/api/profile/name", json={"value": "Ada"})
     await soma.chat("Who am I?")
 
-    prompt = soma.services.model.tokenizer.decode(soma.engine.requests[-1].prompt)
+    prompt = soma.prompt()
     assert "name: Ada." in prompt
     assert "You are SOMA" in prompt
 
@@ -77,7 +78,7 @@ async def test_a_clients_own_system_prompt_is_kept(soma):
     ]
     await soma.http.post("/v1/chat/completions", json={"model": "soma", "messages": messages})
 
-    prompt = soma.services.model.tokenizer.decode(soma.engine.requests[-1].prompt)
+    prompt = soma.prompt()
     assert prompt.index("Answer in rhymes.") < prompt.index("You are SOMA")
 
 
@@ -146,3 +147,30 @@ async def test_a_personality_has_a_history_and_can_be_restored(soma):
     assert restored.json()["dimensions"] == history[-1]["dimensions"]
     missing = await soma.http.post("/api/personality/restore", json={"revision": 999})
     assert missing.status_code == 404
+
+
+async def test_what_was_said_of_oneself_is_known_in_the_next_conversation_until_forgotten(soma):
+    await soma.chat("My name is Grace.")
+
+    async with asyncio.timeout(5):
+        await soma.chat("Hello")
+        while "name: Grace." not in soma.prompt():
+            await soma.chat("Hello")
+    await soma.http.delete("/api/profile/name")
+    await soma.chat("Hello again")
+
+    assert "Grace" not in soma.prompt()
+
+
+async def test_what_is_known_is_asked_for_once_while_nothing_changes(soma, monkeypatch):
+    await soma.chat("Hello")
+    asked, ask = [], soma.runtime.directory.ask
+
+    def counted(arbiter, question, **arguments):
+        asked.append(question)
+        return ask(arbiter, question, **arguments)
+
+    monkeypatch.setattr(soma.runtime.directory, "ask", counted)
+    await soma.chat("How are you?")
+
+    assert "profile" not in asked
