@@ -261,12 +261,12 @@ class Host:
 
         The log does not wake an arbiter for what does not concern it: look whether that is all.
         """
-        if self._cursor < offset:
-            ahead = await self._log.read(self._cursor, limit=1, types=self._types)
+        while (cursor := self._cursor) < offset:
+            ahead = await self._log.read(cursor, limit=1, types=self._types)
             if not ahead.envelopes:
                 await self._at(ahead.end)
-        async with self._moved:
-            await self._moved.wait_for(lambda: self._cursor >= offset)
+            async with self._moved:
+                await self._moved.wait_for(lambda: self._cursor > cursor)
 
     async def dead_letters(self) -> list[DeadLetter]:
         """What this arbiter could not handle."""

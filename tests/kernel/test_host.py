@@ -413,7 +413,37 @@ async def test_a_question_waits_until_the_arbiter_has_seen_the_offset(world):
     await stop(task)
 
 
-async def test_a_question_does_not_wait_for_events_that_do_not_concern_the_arbiter(world):
+async def test_a_question_waits_for_what_concerns_the_arbiter_not_for_what_follows(
+    world, monkeypatch
+):
+    monkeypatch.setattr(kernel, "POLL_SECONDS", 30)
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Echo):
+        @on(ConversationDeleted)
+        async def echo(self, event, envelope):
+            reached.set()
+            await go_on.wait()
+            async for said in super().echo(event, envelope):
+                yield said
+
+    host = world.host(Slow(world.heard))
+    task = asyncio.create_task(host.run())
+    await world.delete("a")
+    await asyncio.wait_for(reached.wait(), 5)
+    await world.log.append([enveloped(RoundRequested(by="user"))])
+    answer = asyncio.create_task(host.ask("subjects", {}, at_least=2))
+
+    go_on.set()
+
+    assert await asyncio.wait_for(answer, 2) == ["a"]
+    await stop(task)
+
+
+async def test_a_question_does_not_wait_for_events_that_do_not_concern_the_arbiter(
+    world, monkeypatch
+):
+    monkeypatch.setattr(kernel, "POLL_SECONDS", 30)
     host = world.echo()
     task = asyncio.create_task(host.run())
     await world.log.append([enveloped(RoundRequested(by="user"))])
