@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -98,13 +98,7 @@ class Database:
     async def _migrate(self, schemas: Sequence[Schema]) -> None:
         await self._run(self._connection.execute_fetchall(_VERSIONS))
         found = dict(await self.rows("SELECT component, version FROM soma_schema"))
-        known = {schema.component: len(schema.migrations) for schema in schemas}
-        for component, version in found.items():
-            if version > known.get(component, 0):
-                raise SomaError(
-                    f"{self.path} holds {component!r} in version {version}, this SOMA knows "
-                    f"version {known.get(component, 0)}; upgrade SOMA or restore an older backup"
-                )
+        refuse_newer(found, schemas, str(self.path))
         for schema in schemas:
             for version in range(found.get(schema.component, 0), len(schema.migrations)):
                 await self._upgrade(schema, version)
@@ -263,6 +257,21 @@ class Database:
                 return UnavailableError(f"{self.path} cannot be opened: {error}; see its rights")
             case _:
                 return error
+
+
+def refuse_newer(found: Mapping[str, int], schemas: Sequence[Schema], place: str) -> None:
+    """Compare the versions found in `place` with those that are known here.
+
+    Raises:
+        SomaError: one was written by a newer SOMA.
+    """
+    known = {schema.component: len(schema.migrations) for schema in schemas}
+    for component, version in found.items():
+        if version > known.get(component, 0):
+            raise SomaError(
+                f"{place} holds {component!r} in version {version}, this SOMA knows "
+                f"version {known.get(component, 0)}; upgrade SOMA or restore an older backup"
+            )
 
 
 def as_text(at: datetime) -> str:

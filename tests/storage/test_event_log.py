@@ -144,7 +144,7 @@ async def test_equal_payloads_have_unequal_hashes_so_that_nobody_can_guess_what_
 
 
 async def test_a_rare_type_is_found_far_behind_many_others(log, monkeypatch):
-    monkeypatch.setattr("soma_agents.storage.event_log._SCAN", 10)
+    monkeypatch.setattr("soma_agents.storage.chained_log._SCAN", 10)
     await log.append([said(f"{n}") for n in range(95)])
     await log.append([said("rare", type="RoundRequested")])
 
