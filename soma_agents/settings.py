@@ -10,12 +10,16 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from arbiters.errors import InvalidError
 
 ENV_PREFIX = "SOMA_"
+_SECRETS = {"password", "sslpassword"}
+_UNSPOKEN = {"log.url"}
+"""Settings whose wrong values are not repeated: there may be a password in them."""
 
 
 class Section(BaseModel):
@@ -60,6 +64,29 @@ class ClusterSettings(Section):
     start_timeout_s: float = Field(
         default=180, gt=0, description="seconds until start-up has failed"
     )
+
+
+class LogSettings(Section):
+    """The event log."""
+
+    url: str = Field(
+        default="",
+        description="'' is SQLite in the data directory; or postgresql://user@host/database",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _without_secrets(cls, url: str) -> str:
+        """Settings travel to every process and into the files of a round; a password must not."""
+        parts = urlsplit(url)
+        if url and parts.scheme not in ("postgresql", "postgres"):
+            raise ValueError("must begin with postgresql://, or be empty for SQLite")
+        if parts.password is not None or parse_qs(parts.query).keys() & _SECRETS:
+            raise ValueError(
+                "a password does not belong here; put it into ~/.pgpass, mode 0600, "
+                "or name such a file: postgresql://user@host/database?passfile=/path"
+            )
+        return url
 
 
 class EngineSettings(Section):
@@ -174,6 +201,7 @@ class Settings(Section):
     home: Path = Field(default_factory=lambda: Path("~/.soma").expanduser())
     server: ServerSettings = ServerSettings()
     cluster: ClusterSettings = ClusterSettings()
+    log: LogSettings = LogSettings()
     engine: EngineSettings = EngineSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -182,7 +210,7 @@ class Settings(Section):
 
     @property
     def log_file(self) -> Path:
-        """The event log."""
+        """The event log, unless `log.url` names another."""
         return self.home / "log" / "events.db"
 
     @property
@@ -257,6 +285,7 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"setting {name} = {first['input']!r}: {first['msg']}"
+        value = "" if name in _UNSPOKEN else f" = {first['input']!r}"
+        return f"setting {name}{value}: {first['msg']}"
     near = difflib.get_close_matches(name, _names(Settings), n=1, cutoff=0.0)
     return f"unknown setting {name!r}; did you mean {near[0]!r}?"

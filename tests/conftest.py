@@ -6,6 +6,7 @@ import ray
 
 from soma_agents.cluster import head
 from soma_agents.settings import load_settings
+from tests.postgres_server import PostgresServer, programs
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +48,14 @@ def ray_cluster(tmp_path_factory):
         yield joined
         head.stop()
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server for the whole session."""
+    found = programs()
+    if found is None:
+        pytest.skip("no pg_ctl on PATH or below /usr/lib/postgresql: install PostgreSQL's server")
+    server = PostgresServer(found)
+    yield server
+    server.remove()

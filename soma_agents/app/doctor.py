@@ -1,5 +1,6 @@
 """`soma doctor`: what could stand in the way on this machine, each with a way out."""
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -54,6 +55,7 @@ def doctor(settings: Settings) -> list[Finding]:
         _model(settings),
         _token(settings),
         _clock(settings),
+        *([_log(settings.log.url)] if settings.log.url else []),
         *_databases(settings, running=running),
     ]
     return [*findings, _lock(settings)]
@@ -169,6 +171,17 @@ def _clock(settings: Settings) -> Finding:
         written = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
         return _finding("clock", found, f"data was written at {written}: set the clock right")
     return _finding("clock", found)
+
+
+def _log(url: str) -> Finding:
+    """The log's server answers and keeps what it acknowledges."""
+    from soma_agents.storage.postgres import place_of
+    from soma_agents.storage.postgres_log import look
+
+    try:
+        return _finding("event log", asyncio.run(look(url)))
+    except SomaError as error:
+        return _finding("event log", place_of(url), str(error))
 
 
 def _databases(settings: Settings, *, running: bool) -> list[Finding]:

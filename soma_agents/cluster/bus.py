@@ -7,13 +7,13 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
-from arbiters.errors import ConflictError
+from arbiters.errors import ConflictError, UnavailableError
 from arbiters.events import Envelope
 from arbiters.records import Batch
 from soma_agents.cluster.calls import NamedActor
 from soma_agents.cluster.names import BUS
 from soma_agents.settings import Settings
-from soma_agents.storage.event_log import SqliteEventLog
+from soma_agents.storage.engines import open_log
 
 MAX_CALLS = 1000
 """Calls at once; a long poll holds one."""
@@ -34,12 +34,12 @@ def decode(batch: bytes) -> list[Envelope]:
 
 
 class Bus:
-    """The one owner of the event log's file."""
+    """The one owner of the event log's file, or this cluster's way to its server."""
 
     async def __init__(self, settings: str, prepare: Callable[[str], None]) -> None:
         prepare(BUS)
-        path = Settings.model_validate_json(settings).log_file
-        self._log = await opened(lambda: SqliteEventLog.open(path))
+        known = Settings.model_validate_json(settings)
+        self._log = await opened(lambda: open_log(known))
 
     async def append(self, batch: bytes) -> list[int]:
         return await self._log.append(decode(batch))
@@ -67,12 +67,12 @@ class Bus:
         return await self._log.verify()
 
     async def ping(self) -> int:
-        """A read that touches the file; the newest offset."""
+        """A read that touches the engine; the newest offset."""
         await self._log.find("")
         return await self._log.end()
 
     async def stop(self) -> None:
-        """Write what waits to be written and close the file."""
+        """Write what waits to be written and close the log."""
         await self._log.close()
 
 
@@ -117,16 +117,17 @@ class RayEventLog:
 
 
 async def opened(open_: Any, *, seconds: float = _OPEN_SECONDS) -> Any:
-    """Open a file whose last owner may still be on its way out.
+    """Open a file whose last owner may still be on its way out, or a server on its way in.
 
     Raises:
         ConflictError: another process keeps it open.
+        UnavailableError: it does not come.
     """
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         try:
             return await open_()
-        except ConflictError:
+        except (ConflictError, UnavailableError):
             if asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(0.2)

@@ -11,7 +11,8 @@ from arbiters.ports import Clock, Examiner, Ids, Trainer
 from arbiters.records import DeadLetter
 from soma_agents.runtime.assembly import ARBITERS, Opened, build_host
 from soma_agents.settings import Settings
-from soma_agents.storage.event_log import SqliteEventLog
+from soma_agents.storage.chained_log import ChainedLog
+from soma_agents.storage.engines import open_log
 from soma_agents.storage.identifiers import SystemClock, Uuid7
 
 
@@ -45,7 +46,7 @@ class LocalRuntime:
     def __init__(
         self,
         settings: Settings,
-        log: SqliteEventLog,
+        log: ChainedLog,
         opened: dict[str, Opened],
         *,
         clock: Clock,
@@ -72,7 +73,7 @@ class LocalRuntime:
     ) -> "LocalRuntime":
         """Open every database and run every arbiter; without a trainer there is no workshop."""
         clock, ids = clock or SystemClock(), ids or Uuid7()
-        log = await SqliteEventLog.open(settings.log_file)
+        log = await open_log(settings)
         opened = {
             name: await build_host(
                 name,

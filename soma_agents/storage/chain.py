@@ -17,7 +17,7 @@ from arbiters.errors import InvalidError
 from arbiters.events import Envelope
 from soma_agents.storage.database import Row, as_text
 
-FIELDS = (
+FIELDS: tuple[str, ...] = (
     "offset",
     "id",
     "type",

@@ -1,4 +1,4 @@
-"""Each port in both implementations: the fake that tests use and the real one."""
+"""Each port in all implementations: the fake that tests use and the real ones."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +11,7 @@ from soma_agents.storage.event_log import SqliteEventLog
 from soma_agents.storage.experiments import SqliteExperimentStore
 from soma_agents.storage.ledger import SqliteLedger
 from soma_agents.storage.personalities import SqlitePersonalityStore
+from soma_agents.storage.postgres_log import PostgresEventLog
 from soma_agents.storage.profiles import SqliteProfileStore
 from soma_agents.storage.registry import SqliteRegistry
 from soma_agents.storage.rounds import SqliteRoundStore
@@ -34,12 +35,24 @@ async def _open(kind, path, fake, real):
     await database.close()
 
 
-@both
-async def log(request, tmp_path):
-    if request.param == "memory":
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def open_log(request, tmp_path):
+    match request.param:
+        case "memory":
+            return None
+        case "sqlite":
+            return lambda: SqliteEventLog.open(tmp_path / "events.db")
+        case _:
+            url = request.getfixturevalue("postgres").url()
+            return lambda: PostgresEventLog.open(url)
+
+
+@pytest.fixture
+async def log(open_log):
+    if open_log is None:
         yield testing.MemoryEventLog()
         return
-    log = await SqliteEventLog.open(tmp_path / "events.db")
+    log = await open_log()
     yield log
     await log.close()
 
