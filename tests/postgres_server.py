@@ -40,7 +40,9 @@ class PostgresServer:
         self._schemas = 0
         if self._user:
             shutil.chown(self.directory, self._user)
-        self._run("initdb", "-D", self._data, "-U", ADMINISTRATOR, "-A", "trust", "-E", "UTF8", "-N")
+        self._run(
+            "initdb", "-D", self._data, "-U", ADMINISTRATOR, "-A", "trust", "-E", "UTF8", "-N"
+        )
         self.start()
 
     def start(self):
@@ -77,17 +79,17 @@ class PostgresServer:
 
     def _run(self, program, *arguments):
         as_whom = {"user": self._user, "group": _group(self._user), "extra_groups": []}
-        done = subprocess.run(
-            [self._bin / program, *arguments],
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            # Not a pipe: the server would inherit it and hold it open.
-            stdout=(output := tempfile.TemporaryFile()),
-            stderr=subprocess.STDOUT,
-            check=False,
-            **(as_whom if self._user else {}),
-        )
-        with output:
+        # Not a pipe: the server would inherit it and hold it open.
+        with tempfile.TemporaryFile() as output:
+            done = subprocess.run(
+                [self._bin / program, *arguments],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                **(as_whom if self._user else {}),
+            )
             output.seek(0)
             said = output.read().decode()
         assert done.returncode == 0, f"{program}: {said}"

@@ -1,1 +1,1 @@
-"""SQLite: the event log, the arbiters' stores, the model registry."""
+"""The event log (SQLite or PostgreSQL), the arbiters' stores, the model registry."""

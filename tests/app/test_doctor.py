@@ -66,3 +66,18 @@ async def test_databases_in_use_are_left_alone(tmp_path):
     assert "not checked" in found["databases"]["found"]
     assert "port" not in found
     lock.release()
+
+
+def test_the_server_of_the_log_answers(tmp_path, postgres):
+    found = look(tmp_path, SOMA_LOG__URL=postgres.url())["event log"]
+
+    assert found["ok"]
+    assert found["found"].startswith("PostgreSQL ")
+    assert found["found"].endswith(" at postgresql:///postgres, 0 events")
+
+
+def test_a_server_of_the_log_that_does_not_answer_is_named(tmp_path):
+    found = look(tmp_path, SOMA_LOG__URL="postgresql://soma@127.0.0.1:1/soma")["event log"]
+
+    assert not found["ok"]
+    assert "postgresql://127.0.0.1:1/soma is not there" in found["way_out"]

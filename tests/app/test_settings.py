@@ -49,3 +49,18 @@ def test_a_broken_file_is_refused_by_name(tmp_path):
 
     with pytest.raises(InvalidError, match=r"soma.toml is not TOML"):
         load_settings(tmp_path, environ={})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://soma:hush@10.0.0.1/soma",
+        "postgresql://10.0.0.1/soma?user=soma&password=hush",
+        "mysql://soma:hush@10.0.0.1/soma",
+    ],
+)
+def test_a_password_in_a_setting_is_refused_and_not_repeated(tmp_path, url):
+    with pytest.raises(InvalidError, match=r"setting log\.url: ") as refused:
+        load_settings(tmp_path, environ={"SOMA_LOG__URL": url})
+
+    assert "hush" not in str(refused.value)
