@@ -105,15 +105,16 @@ async def test_a_reader_that_waits_wakes_when_something_comes(log):
 
 
 async def test_a_reader_that_waits_sleeps_through_types_it_does_not_hear(log):
-    waiting = asyncio.create_task(log.read(0, types=frozenset({"RoundStarted"}), wait=0.2))
+    waiting = asyncio.create_task(log.read(0, types=frozenset({"RoundStarted"}), wait=30))
     await asyncio.sleep(0)
 
     await log.append([said("a")])
     await log.append([said("b")])
-
     assert not waiting.done()
+    await log.append([said("c", type="RoundStarted")])
+
     batch = await asyncio.wait_for(waiting, 5)
-    assert (list(batch.envelopes), batch.end) == ([], 2)
+    assert (names(batch.envelopes), batch.end) == (["c"], 3)
 
 
 async def test_a_reader_that_waits_wakes_for_the_types_it_hears(log):
