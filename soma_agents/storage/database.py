@@ -20,6 +20,7 @@ from arbiters.errors import (
     StorageFullError,
     UnavailableError,
 )
+from soma_agents.storage.files import make_directory, sync_directory, sync_file
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -192,6 +193,13 @@ class Database:
     async def checkpoint(self) -> None:
         """Empty the write-ahead log into the file, so that nothing erased is left in it."""
         await self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        # SQLite does not sync the emptied log: after a power cut the erased would be back in it.
+        # SQLite's locks are on the file itself, so closing this descriptor drops none of them.
+        try:
+            await asyncio.to_thread(sync_file, self.path.with_name(f"{self.path.name}-wal"))
+        except OSError as error:
+            self._doomed = self._unknown(error)
+            raise self._doomed from error
 
     async def check(self) -> None:
         """Look at every page.
@@ -250,13 +258,16 @@ class Database:
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                 return ConflictError(f"{self.path} is in use by another process; stop that first")
             case sqlite3.SQLITE_IOERR:
-                return CorruptError(
-                    f"{self.path}: {error}; nobody knows what reached the disk, restart SOMA"
-                )
+                return self._unknown(error)
             case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY:
                 return UnavailableError(f"{self.path} cannot be opened: {error}; see its rights")
             case _:
                 return error
+
+    def _unknown(self, error: Exception) -> CorruptError:
+        return CorruptError(
+            f"{self.path}: {error}; nobody knows what reached the disk, restart SOMA"
+        )
 
 
 def refuse_newer(found: Mapping[str, int], schemas: Sequence[Schema], place: str) -> None:
@@ -280,14 +291,10 @@ def as_text(at: datetime) -> str:
 
 
 def _create(path: Path) -> None:
-    """Make the file for its owner only, with the directory entry on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Make the file for its owner only, with its name on disk."""
+    make_directory(path.parent)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
 
 
 async def _settled(work: Awaitable[T]) -> T:

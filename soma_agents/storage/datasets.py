@@ -14,7 +14,13 @@ from arbiters.errors import CorruptError, InvalidError
 from arbiters.events import ChatMessage
 from arbiters.records import DatasetRef, Example
 from soma_agents.storage.database import as_text
-from soma_agents.storage.files import MANIFEST, sync_directory, verify_manifest, write_manifest
+from soma_agents.storage.files import (
+    MANIFEST,
+    make_directory,
+    put_in_place,
+    verify_manifest,
+    write_manifest,
+)
 from soma_agents.storage.parquet import write_parquet
 
 SPLITS = ("train", "validation", "heldout")
@@ -74,16 +80,14 @@ class FileDatasetWriter:
             return ref
         partial = self._directory / f".{identity}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, mode=0o700)
+        make_directory(partial)
         for name, content in files.items():
             (partial / name).write_bytes(content)
         for split in SPLITS:
             write_parquet(partial / f"{split}.parquet", splits[split])
         facts = {"format": FORMAT, "id": identity, "counts": dict(ref.counts)}
         write_manifest(partial, {**manifest, **facts, "lineage": _lineage(splits)})
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        sync_directory(self._directory)
+        put_in_place(partial, target)
         return ref
 
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,26 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory for its owner only, and every name on the way to it durable."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Somebody else may have made an ancestor just now. Where we may not write, nobody of us did.
+    for ancestor in directory.absolute().parents:
+        if not os.access(ancestor, os.R_OK | os.W_OK):
+            break
+        sync_directory(ancestor)
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Give a sealed directory its final name durably. A whole one with the same files stays."""
+    if _same(partial, target):
+        shutil.rmtree(partial)
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    sync_directory(target.parent)
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's content, read in pieces."""
     digest = hashlib.sha256()
@@ -73,7 +94,7 @@ def sha256_file(path: Path) -> str:
 
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Seal a directory: make its files durable, then write `manifest.json` over them, last.
+    """Seal a directory: make its files and their names durable, then write `manifest.json` over them, last.
 
     The manifest holds `facts` and `files`: name → `sha256` and `bytes`. A directory without a
     manifest is unfinished and counts as nothing.
@@ -81,7 +102,9 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     files: dict[str, Any] = {}
     with _room_for(directory):
         for path in sorted(directory.rglob("*")):
-            if path.is_file() and path.name != MANIFEST:
+            if path.is_dir():
+                sync_directory(path)
+            elif path.is_file() and path.name != MANIFEST:
                 sync_file(path)
                 name = path.relative_to(directory).as_posix()
                 files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -125,6 +148,13 @@ def verify_manifest(directory: Path) -> dict[str, Any]:
                 f"{path} is damaged: sha256 {found[:16]}…, written as {expected[:16]}…"
             )
     return manifest
+
+
+def _same(partial: Path, target: Path) -> bool:
+    try:
+        return verify_manifest(target)["files"] == read_manifest(partial)["files"]
+    except CorruptError:
+        return False
 
 
 @contextmanager

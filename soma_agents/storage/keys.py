@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from arbiters.errors import ConflictError, CorruptError, InvalidError, NotFoundError
 from arbiters.ports import Clock
-from soma_agents.storage.files import write_atomic
+from soma_agents.storage.files import make_directory, write_atomic
 
 KeyRole = Literal["user", "admin"]
 PREFIX = "soma-"
@@ -117,7 +117,7 @@ class ApiKeys:
     @contextmanager
     def _changing(self) -> Generator[None]:
         """One process at a time reads, changes and writes."""
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(self._path.parent)
         with self._path.with_name(f".{self._path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

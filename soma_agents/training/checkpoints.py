@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arbiters.errors import CorruptError
-from soma_agents.storage.files import sync_directory, verify_manifest, write_manifest
+from soma_agents.storage.files import make_directory, put_in_place, verify_manifest, write_manifest
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -47,13 +47,12 @@ class Checkpoints:
         target = self._directory / f"step-{checkpoint.state['step']:08d}"
         partial = self._directory / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_directory(partial)
         save_file(dict(checkpoint.tensors), partial / TENSORS)
         (partial / STATE).write_text(json.dumps(dict(checkpoint.state)))
         write_manifest(partial, {"run": self._run})
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        sync_directory(self._directory)
+        shutil.rmtree(target, ignore_errors=True)  # damaged or of another run: nobody needs it
+        put_in_place(partial, target)
         for old in self._paths()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
         return target

@@ -25,7 +25,7 @@ from soma_agents.language.model import LanguageModel, load_model
 from soma_agents.persona.voice import spoken
 from soma_agents.settings import Settings
 from soma_agents.storage.datasets import Dataset, read_dataset
-from soma_agents.storage.files import sync_directory, write_atomic, write_manifest
+from soma_agents.storage.files import make_directory, put_in_place, write_atomic, write_manifest
 from soma_agents.training.corpus import Corpus, pairs_of, samples_of
 from soma_agents.training.loop import Outcome, Progress, Workers, fit
 from soma_agents.training.rehearsal import rehearsal_samples
@@ -127,6 +127,7 @@ def store(job: Job, outcome: Outcome, *, seconds: float) -> TrainingFinished:
     models = job.settings.home / "models"
     partial = models / f".{job.request.round}.partial"
     shutil.rmtree(partial, ignore_errors=True)
+    make_directory(partial)
     outcome.adapter.save(partial, job.request.parent)
     model = adapter_id(partial, job.request.parent)
     finished = TrainingFinished(
@@ -146,9 +147,7 @@ def store(job: Job, outcome: Outcome, *, seconds: float) -> TrainingFinished:
         "dataset": job.request.dataset,
     }
     write_manifest(partial, lineage)
-    shutil.rmtree(models / model, ignore_errors=True)
-    partial.rename(models / model)
-    sync_directory(models)
+    put_in_place(partial, models / model)
     LoraAdapter.load(models / model, outcome.adapter.shape)
     return finished
 

@@ -11,7 +11,7 @@ from arbiters.events import TrainingFailed, TrainingFinished, TrainingProgressed
 from policies.supervision import share_cores
 from soma_agents.language.apart import apart
 from soma_agents.settings import Settings
-from soma_agents.storage.files import write_atomic
+from soma_agents.storage.files import make_directory, write_atomic
 from soma_agents.training.request import (
     PROGRESS,
     REQUEST,
@@ -52,7 +52,7 @@ class LocalTrainer:
         except SomaError as error:
             yield TrainingFailed(round=request.round, because=str(error))
             return
-        run.mkdir(parents=True, exist_ok=True)
+        make_directory(run)
         cores = self._cores or _trainer_cores()
         job = Job(request=request, settings=self._settings, cores=cores)
         write_atomic(run / REQUEST, job.model_dump_json().encode())

@@ -1,5 +1,7 @@
 import asyncio
 import contextvars
+import errno
+import os
 import random
 import sqlite3
 import stat
@@ -257,6 +259,28 @@ async def fill(database):
 
 BIG = [(n,) for n in range(5000)]
 INSERT = "INSERT INTO pairs (run) VALUES (?)"
+
+
+async def test_a_log_that_was_just_opened_can_be_emptied(database):
+    await database.checkpoint()
+
+    assert database.path.with_name("pairs.db-wal").stat().st_size == 0
+
+
+async def test_when_the_emptied_log_cannot_be_synced_nothing_more_is_written(database, monkeypatch):
+    def broken(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    await add(database, 1)
+    monkeypatch.setattr(os, "fsync", broken)
+
+    with pytest.raises(CorruptError, match="nobody knows"):
+        await database.checkpoint()
+
+    monkeypatch.undo()
+    with pytest.raises(CorruptError, match="nobody knows"):
+        await add(database, 2)
+    assert await count(database) == 1
 
 
 async def test_on_a_full_disk_writes_say_so_and_reads_go_on(database):

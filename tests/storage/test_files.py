@@ -1,13 +1,17 @@
 import errno
 import json
 import os
+import shutil
 import stat
+from pathlib import Path
 
 import pytest
 
 from arbiters.errors import CorruptError, StorageFullError
 from soma_agents.storage.files import (
     MANIFEST,
+    make_directory,
+    put_in_place,
     read_manifest,
     sha256_file,
     verify_manifest,
@@ -49,6 +53,84 @@ def test_on_a_full_disk_the_old_content_stands(tmp_path, monkeypatch):
     with pytest.raises(StorageFullError, match=r"keys\.json"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What was synced, in order."""
+    paths, fsync = [], os.fsync
+
+    def note(handle):
+        paths.append(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return paths
+
+
+def test_a_directory_is_made_with_every_name_on_the_way_to_it(tmp_path, synced):
+    (tmp_path / "made").mkdir()  # by somebody who did not sync it
+
+    make_directory(tmp_path / "made" / "by" / "us")
+
+    assert stat.S_IMODE((tmp_path / "made" / "by" / "us").stat().st_mode) == 0o700
+    assert {tmp_path, tmp_path / "made", tmp_path / "made" / "by"} <= set(synced)
+
+
+def test_where_we_may_not_write_nothing_is_synced(tmp_path, synced, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+
+    make_directory(tmp_path / "a" / "b")
+
+    assert synced == [tmp_path / "a"]
+
+
+def test_what_lies_deeper_is_sealed_with_its_name(tmp_path, synced):
+    (tmp_path / "model" / "deep").mkdir(parents=True)
+    (tmp_path / "model" / "deep" / "config.json").write_text("{}")
+
+    write_manifest(tmp_path / "model", {})
+
+    before_the_manifest = synced[: synced.index(tmp_path / "model" / f".{MANIFEST}.partial")]
+    assert tmp_path / "model" / "deep" in before_the_manifest
+    assert tmp_path / "model" / "deep" / "config.json" in before_the_manifest
+
+
+def test_a_sealed_directory_gets_its_name_durably(sealed, synced):
+    target = sealed.with_name("final")
+
+    put_in_place(sealed, target)
+
+    assert verify_manifest(target)["base"] == "b"
+    assert not sealed.exists()
+    assert synced[-1] == target.parent
+
+
+def test_a_whole_directory_is_not_replaced_by_its_like(sealed):
+    target = sealed.with_name("final")
+    shutil.copytree(sealed, target)
+    write_manifest(sealed, {"base": "another"})
+    before = target.stat().st_ino
+
+    put_in_place(sealed, target)
+
+    assert target.stat().st_ino == before
+    assert verify_manifest(target)["base"] == "b"
+    assert not sealed.exists()
+
+
+@pytest.mark.parametrize("content", [b"damaged", None])
+def test_a_damaged_or_unfinished_directory_is_replaced(sealed, content):
+    target = sealed.with_name("final")
+    shutil.copytree(sealed, target)
+    if content is None:
+        (target / MANIFEST).unlink()
+    else:
+        (target / "weights").write_bytes(content)
+
+    put_in_place(sealed, target)
+
+    assert verify_manifest(target)["base"] == "b"
 
 
 def test_the_digest_is_of_the_content(tmp_path):
