@@ -13,8 +13,7 @@ from soma_agents.training.trainer import LocalTrainer
 class ClusterTrainer(LocalTrainer):
     """Trains with Ray Train on this cluster, from a driver process of its own.
 
-    The same as `training.ray_train.RayTrainer`, which cannot be had without loading torch into
-    the arbiter's process, three times its size.
+    Nothing here loads torch: the arbiter's process would be three times its size.
     """
 
     module: ClassVar[str] = "soma_agents.training.ray_train"

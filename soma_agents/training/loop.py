@@ -40,10 +40,10 @@ from soma_agents.training.corpus import (
 from soma_agents.training.request import STOP
 from soma_agents.training.schedules import learning_rate
 
-VALIDATIONS = 8
+VALIDATIONS = 4
 """How often a whole run looks at its validation split."""
 
-VALIDATION_TOKENS = 3072
+VALIDATION_TOKENS = 2048
 """Tokens of the validation split that are looked at: validation costs time, too."""
 
 

@@ -1,9 +1,10 @@
 """The same loop under Ray Train: one worker or several, which share each step's micro-batches.
 
-`RayTrainer` starts `python -m soma_agents.training.ray_train REQUEST.json`, a driver of its own:
-ending that process ends its controller and workers, whatever state they are in. Ray restarts
-workers that die; our own checkpoints in the run's directory say where to go on, since a
-checkpoint reported to Ray costs seconds each.
+`python -m soma_agents.training.ray_train REQUEST.json` is a driver of its own: ending it ends its
+controller and workers, whatever state they are in. One worker is the driver itself, Ray Train's
+local mode: a worker group for one costs six processes and a minute of a two-core machine. Of
+several, Ray restarts those that die; our own checkpoints in the run's directory say where to go
+on, since a checkpoint reported to Ray costs seconds each.
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ray
 import ray.train
@@ -24,24 +25,12 @@ from arbiters.errors import SomaError
 from soma_agents.language.apart import NICENESS, keep_to, settle
 from soma_agents.training.job import alone, carry_out, train_here
 from soma_agents.training.request import Job, read_result
-from soma_agents.training.trainer import LocalTrainer
 
 MAX_FAILURES = 3
 """Deaths of workers that Ray makes good."""
 
 CPU_SHARE = 0.1
 """CPUs that a worker books: it is confined to the trainer's cores, whatever else is booked."""
-
-
-class RayTrainer(LocalTrainer):
-    """Implements `arbiters.ports.Trainer` with Ray Train; to be used where Ray runs."""
-
-    module: ClassVar[str] = "soma_agents.training.ray_train"
-
-    def _environment(self) -> dict[str, str]:
-        if not ray.is_initialized():
-            return {}
-        return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 class GlooWorkers:
@@ -66,11 +55,12 @@ class GlooWorkers:
 def train_with_ray(job: Job) -> None:
     """Run the loop on `training.workers` workers; the first one leaves the result."""
     threads = str(max(1, len(job.cores)))
+    workers = job.settings.training.workers
     trainer = ray.train.torch.TorchTrainer(
         work,
         train_loop_config={"job": job.model_dump_json()},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.settings.training.workers,
+            num_workers=workers if workers > 1 else 0,
             resources_per_worker={"CPU": CPU_SHARE},
         ),
         torch_config=ray.train.torch.TorchConfig(backend="gloo"),
@@ -107,7 +97,8 @@ def main(arguments: list[str]) -> None:
     settle(job.cores)
     with alone(job.directory):
         if read_result(job.directory) is None:
-            ray.init(log_to_driver=False)
+            if job.settings.training.workers > 1:
+                ray.init(log_to_driver=False)
             train_with_ray(job)
 
 

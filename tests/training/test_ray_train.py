@@ -1,8 +1,8 @@
 import pytest
 
 from arbiters.events import TrainingFailed, TrainingFinished, TrainingRequested
+from soma_agents.cluster.workshop import ClusterTrainer
 from soma_agents.training.job import store, train_here
-from soma_agents.training.ray_train import RayTrainer
 from soma_agents.training.request import Job
 from tests.tiny_models import echoes, tiny_base, tiny_settings, write_dataset
 
@@ -20,7 +20,7 @@ async def request_of(settings, run):
 
 async def trained(settings, run):
     request = await request_of(settings, run)
-    return [event async for event in RayTrainer(settings).train(request)][-1]
+    return [event async for event in ClusterTrainer(settings).train(request)][-1]
 
 
 async def trained_here(settings, run):
