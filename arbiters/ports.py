@@ -119,7 +119,10 @@ class Ledger(Protocol):
         ...
 
     async def advance(self, offset: int, said: Sequence[Envelope]) -> None:
-        """Move the cursor (never back), put `said` into the outbox, forget attempts up to here."""
+        """Move the cursor (never back), put `said` into the outbox, forget attempts up to here.
+
+        To be called inside a transaction.
+        """
         ...
 
     async def outbox(self) -> list[Envelope]:

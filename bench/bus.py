@@ -9,6 +9,7 @@ groups and a publisher, each in a process of its own.
 
 import argparse
 import asyncio
+import importlib
 import json
 import tempfile
 import time
@@ -22,10 +23,10 @@ import ray
 from arbiters.events import Envelope, MessageReceived
 from arbiters.kernel.arbiter import Arbiter, on, query
 from arbiters.kernel.bus import Publisher
-from arbiters.kernel.host import Host
+from arbiters.kernel.host import POLL_SECONDS, REST_SECONDS, Host
 from bench.bus_peers import autogen_core, redis_streams
 from soma_agents.cluster import head
-from soma_agents.cluster.bus import MAX_CALLS, Bus, RayEventLog
+from soma_agents.cluster.bus import MAX_CALLS, Bus, RayEventLog, spare_the_collector
 from soma_agents.cluster.names import BUS, NAMESPACE
 from soma_agents.settings import load_settings
 from soma_agents.storage.database import Database
@@ -70,6 +71,7 @@ class TallyActor:
     """An arbiter in a process of its own, hosted as SOMA's are."""
 
     async def __init__(self, path: str) -> None:
+        spare_the_collector()
         self._database = await Database.open(Path(path), SqliteLedger.schema)
         self._tally = Tally()
         self._host = Host(
@@ -84,10 +86,12 @@ class TallyActor:
     async def _run(self) -> None:
         """As `Host.run` does, but note after each commit how old its events are."""
         while True:
-            await self._host.step(wait=5)
+            heard = await self._host.step(wait=POLL_SECONDS)
             now = time.monotonic()
             self._tally.delays += [now - at for at in self._tally.published]
             self._tally.published.clear()
+            if heard:
+                await asyncio.sleep(REST_SECONDS)
 
     async def reached(self, offset: int) -> int:
         """Wait until everything up to this offset is committed; how many were heard."""
@@ -103,6 +107,7 @@ class Publishing:
     """A publisher in a process of its own."""
 
     def __init__(self) -> None:
+        spare_the_collector()
         self._log = RayEventLog()
         self._publisher = Publisher(
             log=self._log, clock=SystemClock(), ids=Uuid7(), producer="bench"
@@ -150,6 +155,12 @@ def prepare(_name: str) -> None:
     """Nothing to set up."""
 
 
+async def each(actors: Sequence[Any], method: str, *arguments: Any) -> list[Any]:
+    """The answers of all actors, asked at once."""
+    asked = [getattr(actor, method).remote(*arguments) for actor in actors]
+    return [await answer for answer in asked]
+
+
 async def measure(home: Path) -> dict[str, Any]:
     """Flood, then pace."""
     settings = load_settings(home, environ={})
@@ -162,18 +173,18 @@ async def measure(home: Path) -> dict[str, Any]:
         for n in range(ARBITERS)
     ]
     warm = await publishing.flood.remote(GROUP)
-    await asyncio.gather(*(arbiter.reached.remote(warm) for arbiter in arbiters))
+    await each(arbiters, "reached", warm)
     began = time.perf_counter()
     last = await publishing.flood.remote(EVENTS)
     published = time.perf_counter() - began
-    heard = await asyncio.gather(*(arbiter.reached.remote(last) for arbiter in arbiters))
+    heard = await each(arbiters, "reached", last)
     handled = time.perf_counter() - began
     if set(heard) != {GROUP + EVENTS}:
         raise RuntimeError(f"{GROUP + EVENTS} events were published, the arbiters heard {heard}")
-    await asyncio.gather(*(arbiter.delays.remote() for arbiter in arbiters))
+    await each(arbiters, "delays")
     paced = await publishing.pace.remote(RATE, RATE_SECONDS)
-    await asyncio.gather(*(arbiter.reached.remote(paced) for arbiter in arbiters))
-    delays = [d for a in arbiters for d in await a.delays.remote()]
+    await each(arbiters, "reached", paced)
+    delays = [delay for found in await each(arbiters, "delays") for delay in found]
     cuts = quantiles(delays, n=100)
     return {
         "events_per_s": round(EVENTS / handled),
@@ -218,6 +229,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Under its real name, so that the actors' processes find these classes by import.
-    from bench import bus
-
-    raise SystemExit(bus.main())
+    raise SystemExit(importlib.import_module("bench.bus").main())

@@ -48,7 +48,7 @@ async def _autogen_core(events: int, subscribers: int, text: str) -> float:
             self.place = place
 
         @message_handler
-        async def count(self, message: Said, ctx: MessageContext) -> None:
+        async def count(self, message: Said, ctx: MessageContext) -> None:  # noqa: ARG002
             heard[self.place] += 1
 
     runtime = SingleThreadedAgentRuntime()

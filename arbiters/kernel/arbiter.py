@@ -54,14 +54,23 @@ class Arbiter:
         }
 
     async def hear(self, event: Event, envelope: Envelope) -> Said:
-        """Let the handler of this event's type run; what it says."""
+        """Let the handler of this event's type run; what it says, as it says it."""
         said = self.handlers()[event.type](self, event, envelope)
-        if isinstance(said, Awaitable):
+        if isinstance(said, AsyncGenerator):
+            async with aclosing(said):
+                async for another in said:
+                    yield another
+        else:
             await said
-            return
-        async with aclosing(said):
-            async for another in said:
-                yield another
+
+    async def react(self, event: Event, envelope: Envelope) -> list[Event]:
+        """Let the handler of this event's type run; all that it said."""
+        said = self.handlers()[event.type](self, event, envelope)
+        if isinstance(said, AsyncGenerator):
+            async with aclosing(said):
+                return [another async for another in said]
+        await said
+        return []
 
     def queries(self) -> frozenset[str]:
         """Names of the questions that may be asked."""

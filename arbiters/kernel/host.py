@@ -15,13 +15,15 @@ from arbiters.errors import (
     UnavailableError,
 )
 from arbiters.events import ArbiterFailed, Envelope, Event, decode
-from arbiters.kernel.arbiter import Arbiter, Said
+from arbiters.kernel.arbiter import Arbiter
 from arbiters.kernel.bus import Publisher
 from arbiters.ports import Clock, EventLog, Ids, Ledger
 from arbiters.records import DeadLetter
 
 MAX_ATTEMPTS = 5
 POLL_SECONDS = 5.0
+REST_SECONDS = 0.01
+"""Between two batches: each costs calls and a transaction, however few events it has."""
 RETRY_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)
 NOT_THE_EVENT = (StorageFullError, CorruptError)
 """Failures that no other event would fare better with."""
@@ -62,7 +64,8 @@ class Host:
         await self._load()
         while True:
             try:
-                await self.step(wait=POLL_SECONDS)
+                if await self.step(wait=POLL_SECONDS):
+                    await asyncio.sleep(REST_SECONDS)
             except (StorageFullError, UnavailableError):
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -157,8 +160,9 @@ class Host:
         async with self._ledger.transaction():
             said = list[Envelope]()
             for envelope in envelopes if self.arbiter.batch > 1 else ():
-                heard = [event async for event in self._hear(envelope)]
+                heard = await self.arbiter.react(decode(envelope), envelope)
                 said += [self._wrap(event, envelope, index) for index, event in enumerate(heard)]
+            self._unsent = self._unsent or bool(said)
             await self._ledger.advance(envelopes[-1].offset, said)
             if dug_up:
                 await self._ledger.exhume(envelopes[-1].id)
@@ -170,7 +174,7 @@ class Host:
         their content, not by their place.
         """
         try:
-            async with aclosing(self._hear(envelope)) as said:
+            async with aclosing(self.arbiter.hear(decode(envelope), envelope)) as said:
                 async for event in said:
                     content = sha256(event.model_dump_json().encode()).hexdigest()
                     await self._say(self._wrap(event, envelope, f"{event.type}/{content}"))
@@ -188,9 +192,6 @@ class Host:
             else:
                 return
 
-    def _hear(self, envelope: Envelope) -> Said:
-        return self.arbiter.hear(decode(envelope), envelope)
-
     def _wrap(self, event: Event, cause: Envelope, which: int | str) -> Envelope:
         key = f"{self.arbiter.name}/{cause.id}/{which}"
         return self._publisher.wrap(event, cause=cause, idempotency=key)
@@ -207,6 +208,7 @@ class Host:
         key = f"{self.arbiter.name}/{envelope.id}/failed"
         said = self._publisher.wrap(failed, cause=envelope, idempotency=key)
         letter = DeadLetter(envelope=envelope, attempts=attempts, error=error, at=self._clock.now())
+        self._unsent = True
         async with self._ledger.transaction():
             await self._ledger.bury(letter)
             await self._ledger.advance(envelope.offset, [said])
@@ -215,7 +217,6 @@ class Host:
 
     async def _publish(self, offset: int) -> None:
         """What was committed up to `offset` goes out; whatever fails now is not done again."""
-        self._unsent = True
         await self._at(offset)
         await self._flush()
 
@@ -293,5 +294,4 @@ class Host:
             raise SomaError(
                 f"event {event} failed again in {self.arbiter.name}: {error}"
             ) from failure
-        self._unsent = True
         await self._flush()

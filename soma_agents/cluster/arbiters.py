@@ -10,7 +10,7 @@ import structlog
 from arbiters.errors import NotFoundError
 from arbiters.records import DeadLetter
 from soma_agents.cluster import lean
-from soma_agents.cluster.bus import RayEventLog, opened
+from soma_agents.cluster.bus import RayEventLog, opened, spare_the_collector
 from soma_agents.cluster.calls import NamedActor
 from soma_agents.cluster.workshop import workshop_tools
 from soma_agents.runtime import assembly
@@ -32,6 +32,7 @@ class ArbiterActor:
 
     async def __init__(self, name: str, settings: str, prepare: Callable[[str], None]) -> None:
         prepare(name)
+        spare_the_collector()
         if name == "training_data_exporter":
             lean.admit("pyarrow")
         self._name = name

@@ -1,36 +1,45 @@
-"""The event log as a Ray actor, and its client. Envelopes travel in batches, as JSON."""
+"""The event log as a Ray actor, and its client.
+
+Envelopes travel in batches, as a JSON array of rows in the order of the log's columns: the bus
+neither makes envelopes of them nor looks into payloads.
+"""
 
 import asyncio
+import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from pydantic import TypeAdapter
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
-from arbiters.errors import ConflictError, UnavailableError
+from arbiters.errors import ConflictError, InvalidError, UnavailableError
 from arbiters.events import Envelope
 from arbiters.records import Batch
 from soma_agents.cluster.calls import NamedActor
 from soma_agents.cluster.names import BUS
 from soma_agents.settings import Settings
+from soma_agents.storage.chain import envelope_of, row_of
+from soma_agents.storage.database import Row
 from soma_agents.storage.engines import open_log
 
 MAX_CALLS = 1000
 """Calls at once; a long poll holds one."""
+MAX_TOGETHER = 500
+"""Appends of one process that go out in one call."""
+COLLECT_AFTER = 50_000
+"""Objects made, less those that died, before the garbage collector looks at them."""
 _OPEN_SECONDS = 20
-
-_ENVELOPES = TypeAdapter(list[Envelope])
 
 
 def encode(envelopes: Sequence[Envelope]) -> bytes:
     """A batch for the wire. Pickled models would take several times as long."""
-    # As plain fields: a model on its own would write NaN as null, and the reader would refuse it.
-    return to_json([envelope.__dict__ for envelope in envelopes], inf_nan_mode="constants")
+    return to_json([row_of(envelope) for envelope in envelopes])
 
 
 def decode(batch: bytes) -> list[Envelope]:
     """A batch from the wire."""
-    return _ENVELOPES.validate_json(batch)
+    return [envelope_of(row) for row in from_json(batch)]
 
 
 class Bus:
@@ -38,17 +47,18 @@ class Bus:
 
     async def __init__(self, settings: str, prepare: Callable[[str], None]) -> None:
         prepare(BUS)
+        spare_the_collector()
         known = Settings.model_validate_json(settings)
         self._log = await opened(lambda: open_log(known))
 
     async def append(self, batch: bytes) -> list[int]:
-        return await self._log.append(decode(batch))
+        return await self._log.append_rows(from_json(batch))
 
     async def read(
         self, after: int, limit: int, types: frozenset[str] | None, wait: float
     ) -> tuple[bytes, int]:
-        batch = await self._log.read(after, limit=limit, types=types, wait=wait)
-        return encode(batch.envelopes), batch.end
+        rows, end = await self._log.read_rows(after, limit=limit, types=types, wait=wait)
+        return to_json(rows), end
 
     async def end(self) -> int:
         return await self._log.end()
@@ -87,11 +97,45 @@ class RayEventLog:
 
     def __init__(self, *, name: str = BUS, patience: float = 30.0) -> None:
         self._bus = NamedActor(name, patience=patience)
+        self._waiting: list[_Append] = []
+        self._sender: asyncio.Task[None] | None = None
 
     async def append(self, envelopes: Sequence[Envelope]) -> list[int]:
+        """See `EventLog.append`. What is appended during a call goes out together in the next."""
         if not envelopes:
             return []
-        return await self._bus.call("append", encode(envelopes), again=True)
+        request = _Append(
+            [row_of(envelope) for envelope in envelopes],
+            asyncio.get_running_loop().create_future(),
+        )
+        self._waiting.append(request)
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send())
+        return await asyncio.shield(request.offsets)
+
+    async def _send(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting[:MAX_TOGETHER], self._waiting[MAX_TOGETHER:]
+            await self._deliver(group)
+
+    async def _deliver(self, group: Sequence["_Append"]) -> None:
+        try:
+            offsets = iter(await self._append([row for one in group for row in one.rows]))
+        except (ConflictError, InvalidError) as error:
+            if len(group) == 1:
+                group[0].offsets.set_exception(error)
+                return
+            for one in group:  # one of them is at fault: that is not for the others to bear
+                await self._deliver([one])
+        except Exception as error:  # noqa: BLE001 - raised where it was appended
+            for one in group:
+                one.offsets.set_exception(error)
+        else:
+            for one in group:
+                one.offsets.set_result(list(islice(offsets, len(one.rows))))
+
+    async def _append(self, rows: list[Row]) -> list[int]:
+        return await self._bus.call("append", to_json(rows), again=True)
 
     async def read(
         self, after: int, *, limit: int = 500, types: frozenset[str] | None = None, wait: float = 0
@@ -114,6 +158,20 @@ class RayEventLog:
 
     async def verify(self) -> int:
         return await self._bus.call("verify", again=True, allow=3600)
+
+
+@dataclass(frozen=True, slots=True)
+class _Append:
+    """What one caller appends, and where it waits for the offsets."""
+
+    rows: list[Row]
+    offsets: asyncio.Future[list[int]]
+
+
+def spare_the_collector() -> None:
+    """Batches make thousands of objects that die by their counts; searching them costs a third."""
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
 
 
 async def opened(open_: Any, *, seconds: float = _OPEN_SECONDS) -> Any:

@@ -58,6 +58,8 @@ def environment(settings: Settings) -> dict[str, str]:
         # Idle workers cost 85 MB each and none of ours is interchangeable.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
+        # Batches of events go straight to the caller instead of through the object store.
+        "RAY_max_direct_call_object_size": "4000000",
         "RAY_memory_usage_threshold": "0.95",
         # Logs rotate.
         "RAY_ROTATION_MAX_BYTES": "10000000",

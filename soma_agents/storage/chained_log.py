@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from arbiters.errors import ConflictError, CorruptError, InvalidError, UnavailableError
 from arbiters.events import Envelope
 from arbiters.records import Batch
-from soma_agents.storage.chain import Entry, envelope_of, holds
+from soma_agents.storage.chain import Entry, envelope_of, holds, row_of
 from soma_agents.storage.database import Row
 
 _GROUP = 4000
@@ -79,12 +79,16 @@ class ChainedLog(ABC):
 
     async def append(self, envelopes: Sequence[Envelope]) -> list[int]:
         """See `EventLog.append`. Cancelling the caller does not take the envelopes back."""
+        return await self.append_rows([row_of(envelope) for envelope in envelopes])
+
+    async def append_rows(self, rows: Sequence[Row]) -> list[int]:
+        """`append` for envelopes as `ENVELOPE_COLUMNS`; their offsets do not matter."""
         if self._closed:
             raise UnavailableError("the event log is closed; start SOMA again")
-        if not envelopes:
+        if not rows:
             return []
         request = _Request(
-            [Entry.of(envelope) for envelope in envelopes],
+            [Entry.of(row) for row in rows],
             asyncio.get_running_loop().create_future(),
         )
         self._queue.append(request)
@@ -129,19 +133,25 @@ class ChainedLog(ABC):
         self, after: int, *, limit: int = 500, types: frozenset[str] | None = None, wait: float = 0
     ) -> Batch:
         """See `EventLog.read`."""
+        rows, end = await self.read_rows(after, limit=limit, types=types, wait=wait)
+        return Batch(envelopes=[envelope_of(row) for row in rows], end=end)
+
+    async def read_rows(
+        self, after: int, *, limit: int, types: frozenset[str] | None, wait: float
+    ) -> tuple[list[Row], int]:
+        """`read` for envelopes as `ENVELOPE_COLUMNS`: the rows, and up to where they reach."""
         if wait > 0:
             await self._wait_beyond(after, types, wait)
         end = await self.end()
         while after < end:
             upto = end if types is None else min(end, after + _SCAN)
             rows = await self._select(after, upto, limit, types)
-            envelopes = [envelope_of(row) for row in rows]
-            if len(envelopes) == limit:
-                return Batch(envelopes=envelopes, end=envelopes[-1].offset)
-            if envelopes:
-                return Batch(envelopes=envelopes, end=upto)
+            if len(rows) == limit:
+                return rows, rows[-1][0]
+            if rows:
+                return rows, upto
             after = upto
-        return Batch(envelopes=(), end=after)
+        return [], after
 
     async def _wait_beyond(self, offset: int, types: frozenset[str] | None, seconds: float) -> None:
         """Until there may be one of `types` beyond `offset`."""

@@ -9,6 +9,9 @@ from soma_agents.storage.chain import ALL_COLUMNS, ENVELOPE_COLUMNS, Entry, enve
 from soma_agents.storage.chained_log import ChainedLog
 from soma_agents.storage.database import Database, Row, Schema
 
+_TAIL_ROWS = 8000
+_TAIL_CHARACTERS = 8_000_000
+
 
 class SqliteEventLog(ChainedLog):
     """Implements `arbiters.ports.EventLog`. One process at a time has the file."""
@@ -47,6 +50,9 @@ class SqliteEventLog(ChainedLog):
         self._hash = last_hash
         self._newest: dict[str, int] = {}
         self._opened_at = end
+        self._tail: list[Row] = []
+        """The newest rows without gaps, as `ENVELOPE_COLUMNS`; none of them is erased."""
+        self._tail_size = 0
 
     @classmethod
     async def open(cls, path: Path) -> "SqliteEventLog":
@@ -70,6 +76,7 @@ class SqliteEventLog(ChainedLog):
                 await self._database.execute_many(f"INSERT INTO events VALUES ({marks})", rows)
         self._end, self._hash = end, last_hash
         self._newest |= {row[2]: row[0] for row in rows}
+        self._remember([row[:-3] for row in rows])
         return offsets
 
     async def _known(self, entries: Sequence[Entry]) -> dict[str, int]:
@@ -96,6 +103,8 @@ class SqliteEventLog(ChainedLog):
     async def _select(
         self, after: int, upto: int, limit: int, types: frozenset[str] | None
     ) -> list[Row]:
+        if self._tail and self._tail[0][0] <= after + 1:
+            return self._recent(after, upto, limit, types)
         wanted, parameters = "", [after, upto]
         if types is not None:
             wanted = f"AND type IN ({', '.join('?' * len(types))})"
@@ -105,6 +114,22 @@ class SqliteEventLog(ChainedLog):
             f" AND payload IS NOT NULL {wanted} ORDER BY offset LIMIT ?",
             (*parameters, limit),
         )
+
+    def _recent(self, after: int, upto: int, limit: int, types: frozenset[str] | None) -> list[Row]:
+        """`_select` from memory: those who keep up need not ask the file."""
+        first = self._tail[0][0]
+        rows = self._tail[after + 1 - first : upto + 1 - first]
+        if types is not None:
+            rows = [row for row in rows if row[2] in types]
+        return rows[:limit]
+
+    def _remember(self, rows: list[Row]) -> None:
+        """Keep the newest rows in memory, of old ones half when they get too many."""
+        self._tail += rows
+        self._tail_size += sum(len(row[-1]) for row in rows)
+        if len(self._tail) > _TAIL_ROWS or self._tail_size > _TAIL_CHARACTERS:
+            self._tail = self._tail[len(self._tail) // 2 + 1 :]
+            self._tail_size = sum(len(row[-1]) for row in self._tail)
 
     async def _rows(self, after: int) -> list[Row]:
         return await self._database.rows(
@@ -130,6 +155,7 @@ class SqliteEventLog(ChainedLog):
 
     async def erase(self, events: Sequence[str]) -> int:
         """See `EventLog.erase`."""
+        self._tail = []
         erased = await self._database.execute(
             "UPDATE events SET payload = NULL, salt = NULL WHERE payload IS NOT NULL"
             " AND id IN (SELECT value FROM json_each(?))",

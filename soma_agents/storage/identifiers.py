@@ -3,7 +3,6 @@
 import secrets
 import threading
 import time
-import uuid
 from datetime import UTC, datetime
 
 _RANDOM_BITS = 74
@@ -52,4 +51,5 @@ def _uuid(millisecond: int, random: int) -> str:
     high = random >> 62
     low = random & ((1 << 62) - 1)
     number = millisecond << 80 | version << 76 | high << 64 | variant << 62 | low
-    return str(uuid.UUID(int=number))
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

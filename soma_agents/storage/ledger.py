@@ -50,14 +50,13 @@ class SqliteLedger:
 
     async def advance(self, offset: int, said: Sequence[Envelope]) -> None:
         """See `Ledger.advance`."""
-        async with self._database.transaction():
-            await self._database.execute("UPDATE cursor SET offset = max(offset, ?)", (offset,))
-            await self._database.execute("DELETE FROM attempts WHERE offset <= ?", (offset,))
-            if said:
-                await self._database.execute_many(
-                    "INSERT INTO outbox (id, envelope) VALUES (?, ?)",
-                    [(envelope.id, envelope.model_dump_json()) for envelope in said],
-                )
+        await self._database.execute("UPDATE cursor SET offset = max(offset, ?)", (offset,))
+        await self._database.execute("DELETE FROM attempts WHERE offset <= ?", (offset,))
+        if said:
+            await self._database.execute_many(
+                "INSERT INTO outbox (id, envelope) VALUES (?, ?)",
+                [(envelope.id, envelope.model_dump_json()) for envelope in said],
+            )
 
     async def outbox(self) -> list[Envelope]:
         """See `Ledger.outbox`."""
