@@ -1,6 +1,5 @@
 """Who may do what, how often, and how much of a shared thing each tenant gets."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +39,14 @@ class Deny:
     bucket: Bucket
     retry_after: float
     because: str
+
+
+def has_place(*, taken: int, own: int, capacity: int) -> bool:
+    """Whether a caller who holds `own` of the `taken` places may have one more of `capacity`.
+
+    The last fifth is for callers who have none: whoever asks for much cannot keep others out.
+    """
+    return taken < capacity - capacity // 5 or (own == 0 and taken < capacity)
 
 
 def admit(
@@ -109,18 +116,3 @@ def may(role: str, action: Action) -> Permit | Refuse:
         return Permit()
     able = " or ".join(known for known, actions in _MAY.items() if action in actions)
     return Refuse(f"role {role!r} may not {action}; use a key of role {able}")
-
-
-# --- how much ------------------------------------------------------------------------------
-
-
-def fair_share(capacity: int, demands: Mapping[str, int]) -> dict[str, int]:
-    """Max-min fair shares: nobody gets more than asked, nobody less than any greedier one.
-
-    What cannot be divided evenly goes, one each, to those who ask for most.
-    """
-    shares: dict[str, int] = {}
-    for name in sorted(demands, key=lambda name: (demands[name], name)):
-        waiting = len(demands) - len(shares)
-        shares[name] = min(demands[name], (capacity - sum(shares.values())) // waiting)
-    return shares

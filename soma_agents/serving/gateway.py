@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from arbiters.errors import BusyError, NotFoundError
+from arbiters.errors import NotFoundError
 from arbiters.events import ChatMessage, Envelope, MessageReceived
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
@@ -34,6 +34,11 @@ class Caller:
     tenant: str = "local"
     user: str = "owner"
 
+    @property
+    def account(self) -> str:
+        """Whose turn it is in the engine, and whose prompts it keeps: one person's, not a tenant's."""
+        return f"{self.tenant}/{self.user}"
+
 
 class Gateway:
     """Takes messages, gives turns."""
@@ -48,7 +53,6 @@ class Gateway:
         log: EventLog,
         publisher: Publisher,
         ids: Ids,
-        capacity: int,
     ) -> None:
         self._engine = engine
         self._specialist = specialist
@@ -57,7 +61,6 @@ class Gateway:
         self._log = log
         self._publisher = publisher
         self._ids = ids
-        self._capacity = capacity
         self.people = People(directory, log)
         self.threads = Threads()
         self._turns: dict[asyncio.Task[None], Turn] = {}
@@ -98,7 +101,6 @@ class Gateway:
         model: str,
     ) -> Turn:
         """Answer a stateless client who sends the whole transcript; the last message is new."""
-        self._admit()
         *before, last = messages
         known = await self.people.known(caller.tenant, caller.user)
         continues = self.threads.find(caller.tenant, caller.user, before)
@@ -127,7 +129,6 @@ class Gateway:
         Raises:
             NotFoundError: the user has no such conversation.
         """
-        self._admit()
         before = await self._history(caller, conversation) if conversation else []
         known = await self.people.known(caller.tenant, caller.user)
         conversation = conversation or self._ids.new()
@@ -141,11 +142,10 @@ class Gateway:
 
     async def complete(self, caller: Caller, text: str, sampling: Sampling, *, model: str) -> Turn:
         """Go on with a bare text."""
-        self._admit()
         conversation = self._ids.new()
         routed = await self._rollout.route(model, caller.user, conversation)
         prepared = self._specialist.continuation(
-            text, sampling, adapter=routed.adapter, tenant=caller.tenant
+            text, sampling, adapter=routed.adapter, tenant=caller.account
         )
         received = MessageReceived(
             conversation=conversation, message=self._ids.new(), content=text, trust="external"
@@ -153,13 +153,6 @@ class Gateway:
         return self._begin(caller, received, prepared, routed, transcript=None)
 
     # --- the steps -------------------------------------------------------------------------
-
-    def _admit(self) -> None:
-        if len(self._turns) >= self._capacity:
-            raise BusyError(
-                f"{len(self._turns)} requests are under way or waiting; ask again in a moment",
-                retry_after=1.0,
-            )
 
     async def _history(self, caller: Caller, conversation: str) -> list[ChatMessage]:
         stored = await self._directory.ask(
@@ -186,7 +179,7 @@ class Gateway:
         known: Known,
     ) -> Prepared:
         return self._specialist.chat(
-            messages, sampling, adapter=routed.adapter, known=known, tenant=caller.tenant
+            messages, sampling, adapter=routed.adapter, known=known, tenant=caller.account
         )
 
     def _begin(

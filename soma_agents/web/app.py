@@ -12,12 +12,14 @@ from starlette.staticfiles import StaticFiles
 from policies.access import RateRules
 from soma_agents.web import admin, errors, feedback, health, learning, openai, people, talk
 from soma_agents.web.auth import Authentication, check_exposure
-from soma_agents.web.limits import BodyLimit, RateLimit
+from soma_agents.web.limits import BodyLimit, Places, RateLimit
 from soma_agents.web.metrics import Measured, Meters
 from soma_agents.web.services import Services
 
 STATIC = Path(__file__).parent / "static"
 BURST_SECONDS = 10
+ANSWERS = frozenset({"/v1/chat/completions", "/v1/completions", "/api/reason"})
+"""Paths that make the model speak."""
 """A caller may use so many seconds' worth of requests at once."""
 
 
@@ -75,6 +77,8 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
     app.add_middleware(BodyLimit, limit=server.max_body_bytes, limits=limits)
     burst = max(1.0, server.requests_per_minute * BURST_SECONDS / 60)
     rules = RateRules(per_minute=server.requests_per_minute, burst=burst)
+    capacity = services.settings.engine.slots + server.max_waiting
+    app.add_middleware(Places, capacity=capacity, paths=ANSWERS)
     app.add_middleware(RateLimit, rules=rules)
     app.add_middleware(Authentication, settings=services.settings, keys=services.keys)
     app.add_middleware(Measured, meters=app.state.meters)

@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from policies.access import Bucket, Deny, RateRules, admit
+from policies.access import Bucket, Deny, RateRules, admit, has_place
+from soma_agents.serving.gateway import Caller
 from soma_agents.web.auth import OPEN_PATHS
 from soma_agents.web.dependencies import Identity
 from soma_agents.web.errors import plain
@@ -42,6 +43,34 @@ class RateLimit:
             await answer(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+class Places:
+    """429 when too many replies are being made, or too many of them for this caller."""
+
+    def __init__(self, app: ASGIApp, *, capacity: int, paths: frozenset[str]) -> None:
+        self._app = app
+        self._capacity = capacity
+        self._paths = paths
+        self._taken: Counter[Caller] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        identity: Identity | None = scope.get("soma.identity")
+        if scope["type"] != "http" or identity is None or scope["path"] not in self._paths:
+            await self._app(scope, receive, send)
+            return
+        caller, taken = identity.caller, self._taken.total()
+        if not has_place(taken=taken, own=self._taken[caller], capacity=self._capacity):
+            message = f"{taken} requests are under way or waiting; ask again in a moment"
+            await plain(429, message, {"Retry-After": "1"})(scope, receive, send)
+            return
+        self._taken[caller] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._taken[caller] -= 1
+            if not self._taken[caller]:
+                del self._taken[caller]
 
 
 class BodyLimit:

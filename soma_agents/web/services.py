@@ -63,7 +63,6 @@ class Services:
             log=log,
             publisher=publisher,
             ids=ids,
-            capacity=settings.engine.slots + settings.server.max_waiting,
         )
         return cls(
             settings=settings,

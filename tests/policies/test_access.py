@@ -2,7 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.access import Allow, Bucket, Deny, Permit, RateRules, Refuse, admit, fair_share, may
+from policies.access import (
+    Allow,
+    Bucket,
+    Deny,
+    Permit,
+    RateRules,
+    Refuse,
+    admit,
+    may,
+)
 
 RULES = RateRules(per_minute=60, burst=2)
 
@@ -79,22 +88,3 @@ def test_a_refusal_says_who_may():
     refused = may("reader", "chat")
 
     assert refused == Refuse("role 'reader' may not chat; use a key of role user or admin")
-
-
-def test_shares_are_fair():
-    assert fair_share(10, {"a": 2, "b": 100, "c": 100}) == {"a": 2, "b": 4, "c": 4}
-    assert fair_share(10, {"a": 1, "b": 2}) == {"a": 1, "b": 2}
-    assert fair_share(2, {"c": 9, "b": 9, "a": 9}) == {"a": 0, "b": 1, "c": 1}
-    assert fair_share(0, {"a": 1}) == {"a": 0}
-    assert fair_share(5, {}) == {}
-
-
-@given(st.integers(0, 200), st.dictionaries(st.text(max_size=2), st.integers(0, 100), max_size=10))
-def test_nothing_is_wasted_and_nobody_is_starved(capacity, demands):
-    shares = fair_share(capacity, demands)
-
-    assert sum(shares.values()) == min(capacity, sum(demands.values()))
-    for name, share in shares.items():
-        assert share <= demands[name]
-        if share < demands[name]:
-            assert share >= max(shares.values()) - 1

@@ -64,6 +64,12 @@ class ScriptedEngine:
         reason = self.reason if said == words else "length"
         yield Finished(reason, prompt, said, 0.01, 0.02)
 
+    async def asked_often(self, times):
+        """Wait for so many requests."""
+        while len(self.requests) < times:
+            self.asked.clear()
+            await self.asked.wait()
+
     async def load_adapter(self, name, _):
         self._adapters.add(name)
 

@@ -155,6 +155,28 @@ async def test_more_requests_than_may_wait_are_refused(soma_with):
     assert [task.result().status_code for task in waiting] == [200, 200]
 
 
+async def test_whoever_asks_for_everything_does_not_keep_others_out(soma_with):
+    limits = {"server": {"max_waiting": 9}, "engine": {"slots": 1}}
+    async with soma_with(**limits) as soma:
+        busy, other = (bearer(soma.services.keys.create(name, user=name)) for name in ("a", "b"))
+        soma.engine.hold = asyncio.Semaphore(0)
+
+        def ask(headers):
+            return soma.http.post("/v1/chat/completions", json=CHAT, headers=headers)
+
+        async with asyncio.TaskGroup() as group:
+            held = [group.create_task(ask(busy)) for _ in range(8)]
+            await soma.engine.asked_often(len(held))
+            refused = await ask(busy)
+            let_in = group.create_task(ask(other))
+            await soma.engine.asked_often(len(held) + 1)
+            for _ in range(100):
+                soma.engine.hold.release()
+
+    assert refused.status_code == 429
+    assert let_in.result().status_code == 200
+
+
 # --- broken requests -----------------------------------------------------------------------
 
 
