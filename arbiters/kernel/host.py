@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from arbiters.errors import (
+    BusyError,
     CorruptError,
     NotFoundError,
     SomaError,
@@ -23,6 +24,8 @@ from arbiters.records import DeadLetter
 MAX_ATTEMPTS = 5
 POLL_SECONDS = 5.0
 RETRY_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)
+NOT_NOW = (StorageFullError, UnavailableError, BusyError)
+"""Failures of the log or the disk that pass."""
 NOT_THE_EVENT = (StorageFullError, CorruptError)
 """Failures that no other event would fare better with."""
 
@@ -54,7 +57,7 @@ class Host:
     async def run(self) -> None:
         """Handle what comes, until cancelled: at once while waiting, else after the commit.
 
-        A full disk or a log that is away are waited out.
+        A full disk and a log that is away or has no room are waited out.
 
         Raises:
             CorruptError: the log or the arbiter's database is damaged.
@@ -63,8 +66,8 @@ class Host:
         while True:
             try:
                 await self.step(wait=POLL_SECONDS)
-            except (StorageFullError, UnavailableError):
-                await asyncio.sleep(POLL_SECONDS)
+            except NOT_NOW as error:
+                await _wait_out(error)
 
     async def drain(self) -> None:
         """Handle everything there is now, and everything that follows from it; for tests."""
@@ -183,8 +186,8 @@ class Host:
         while True:
             try:
                 await self._log.append([said])
-            except (StorageFullError, UnavailableError):
-                await asyncio.sleep(POLL_SECONDS)
+            except NOT_NOW as error:
+                await _wait_out(error)
             else:
                 return
 
@@ -295,3 +298,8 @@ class Host:
             ) from failure
         self._unsent = True
         await self._flush()
+
+
+async def _wait_out(error: SomaError) -> None:
+    seconds = error.retry_after if isinstance(error, BusyError) else POLL_SECONDS
+    await asyncio.sleep(min(seconds, POLL_SECONDS))

@@ -46,6 +46,7 @@ class Entry:
     """An envelope as it is stored, but for what depends on its place."""
 
     header: tuple[Any, ...]
+    hashed_header: bytes
     payload: str
     salt: bytes
     payload_hash: bytes
@@ -55,7 +56,7 @@ class Entry:
         """The entry of an envelope, with a salt of its own.
 
         Raises:
-            InvalidError: the payload is not JSON.
+            InvalidError: the payload is not JSON, or a text is not Unicode.
         """
         header = (
             envelope.id,
@@ -73,11 +74,17 @@ class Entry:
         salt = secrets.token_bytes(_SALT_BYTES)
         try:
             payload = json.dumps(envelope.payload, ensure_ascii=False, separators=(",", ":"))
-            return cls(header, payload, salt, _payload_hash(salt, payload))
+            return cls(header, _hashed(header), payload, salt, _payload_hash(salt, payload))
         except (TypeError, ValueError) as error:
             raise InvalidError(
-                f"payload of {envelope.type} {envelope.id} is not JSON: {error}"
+                f"{envelope.type} {envelope.id!r} cannot be stored: {error}; "
+                "it may hold what JSON can, in Unicode"
             ) from error
+
+    @property
+    def id(self) -> str:
+        """The event's id."""
+        return self.header[0]
 
     @property
     def idempotency(self) -> str:
@@ -100,7 +107,7 @@ def placed(
         if entry.idempotency in offsets:
             continue
         end += 1
-        last_hash = _chain(last_hash, end, entry.header, entry.payload_hash)
+        last_hash = _chain(last_hash, end, entry.hashed_header, entry.payload_hash)
         offsets[entry.idempotency] = end
         rows.append((end, *entry.header, entry.payload, entry.salt, entry.payload_hash, last_hash))
     return end, last_hash, rows
@@ -111,7 +118,7 @@ def holds(row: Row, last_hash: bytes) -> bool:
     payload, salt, payload_hash, chained = row[-4:]
     if payload is not None and _payload_hash(salt or b"", payload) != payload_hash:
         return False
-    return _chain(last_hash, row[0], row[1:-4], payload_hash) == chained
+    return _chain(last_hash, row[0], _hashed(row[1:-4]), payload_hash) == chained
 
 
 def envelope_of(row: Row) -> Envelope:
@@ -126,6 +133,10 @@ def _payload_hash(salt: bytes, payload: str) -> bytes:
     return hashlib.sha256(salt + payload.encode()).digest()
 
 
-def _chain(previous: bytes, offset: int, header: Sequence[Any], payload_hash: bytes) -> bytes:
-    body = json.dumps((offset, *header), ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(previous + body.encode() + payload_hash).digest()
+def _hashed(header: Sequence[Any]) -> bytes:
+    """The header as it is hashed: as JSON, open in front for the offset."""
+    return json.dumps(header, ensure_ascii=False, separators=(",", ":"))[1:].encode()
+
+
+def _chain(previous: bytes, offset: int, header: bytes, payload_hash: bytes) -> bytes:
+    return hashlib.sha256(previous + b"[%d," % offset + header + payload_hash).digest()

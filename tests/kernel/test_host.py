@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 
 from arbiters.errors import (
+    BusyError,
     CorruptError,
     NotFoundError,
     SomaError,
@@ -174,7 +175,7 @@ async def test_other_types_move_the_cursor_in_memory_but_write_nothing(world):
 
 
 class DyingLog(MemoryEventLog):
-    """Loses the connection at the next append, before or after it took effect."""
+    """Loses the connection at the next append, before or after it took effect, or has no room."""
 
     dies = None
 
@@ -182,6 +183,8 @@ class DyingLog(MemoryEventLog):
         dies, self.dies = self.dies, None
         if dies == "before":
             raise UnavailableError("gone")
+        if dies == "busy":
+            raise BusyError("full", retry_after=0.01)
         offsets = await super().append(envelopes)
         if dies == "after":
             raise UnavailableError("gone")
@@ -203,7 +206,7 @@ async def test_a_death_between_commit_and_publish_has_every_effect_once(when):
     assert await world.ledger.outbox() == []
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", "after", "busy"])
 async def test_a_log_that_was_away_gets_what_was_committed_once_it_is_back(when):
     world = World(log=DyingLog())
     await world.delete("a")
