@@ -130,7 +130,6 @@ class Host:
         """Try until it is heard or buried; `attempts` were made before this one."""
         error = "the process died while handling it"
         while attempts < MAX_ATTEMPTS:
-            await asyncio.sleep(RETRY_SECONDS[attempts])
             try:
                 await self._commit([envelope])
             except NOT_THE_EVENT:
@@ -146,12 +145,19 @@ class Host:
     async def _attempt(self, envelope: Envelope) -> int:
         """Count an attempt before it is made: the handler may take the process with it.
 
-        One that was broken off for reasons that lie outside the event does not count.
+        One that was broken off for reasons that lie outside the event does not count, nor does a
+        death in the wait before the next: a process that dies for other reasons, again and again,
+        would have what is innocent buried.
         """
         if self._broken_off == envelope.offset:
             await self._ledger.forgive(envelope.offset)
             self._broken_off = None
-        return await self._ledger.attempt(envelope.offset)
+        before = await self._ledger.attempt(envelope.offset)
+        if 0 < before < MAX_ATTEMPTS:
+            await self._ledger.forgive(envelope.offset)
+            await asyncio.sleep(RETRY_SECONDS[before])
+            await self._ledger.attempt(envelope.offset)
+        return before
 
     async def _commit(self, envelopes: Sequence[Envelope], *, dug_up: bool = False) -> None:
         """Handle in one transaction. What is dug up leaves the dead letters in the same one."""

@@ -73,10 +73,14 @@ def settings_of(home: Path) -> Settings:
     )
 
 
+def hurry() -> None:
+    """Lives are short: a wait of seconds after a failure would never end."""
+    host.RETRY_SECONDS = (0.0, 0.02, 0.05, 0.1, 0.2)
+
+
 def live(plan: Plan, tell: Connection) -> None:
     """Where a forked process begins."""
-    # Lives are short: a wait of seconds after a failure would never end.
-    host.RETRY_SECONDS = (0.0, 0.01, 0.02, 0.02, 0.02)
+    hurry()
     try:
         asyncio.run(_live(plan, tell))
     except ConflictError as error:

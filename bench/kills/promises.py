@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from arbiters.errors import SomaError
 from arbiters.events import Envelope
@@ -45,7 +46,7 @@ class Findings:
     duplicated: list[str] = field(default_factory=list[str])
     broken: list[str] = field(default_factory=list[str])
 
-    def __iadd__(self, other: "Findings") -> "Findings":
+    def __iadd__(self, other: "Findings") -> Self:
         self.events += other.events
         self.acknowledged += other.acknowledged
         self.verdicts += other.verdicts
@@ -100,7 +101,9 @@ def _champion(database: sqlite3.Connection) -> str:
     if not {"pointer", "experiments"} <= tables:
         return ""
     pointers = database.execute("SELECT champion FROM pointer").fetchall()
-    champions = database.execute("SELECT id, number FROM models WHERE stage = 'champion'").fetchall()
+    champions = database.execute(
+        "SELECT id, number FROM models WHERE stage = 'champion'"
+    ).fetchall()
     if not pointers and not champions:
         return ""  # killed before its first model was installed
     if len(pointers) != 1 or len(champions) != 1 or pointers[0][0] != champions[0][0]:

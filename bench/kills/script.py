@@ -44,7 +44,11 @@ class ScriptedTrainer:
         for step in range(1, STEPS + 1):
             await asyncio.sleep(self._pause)
             yield TrainingProgressed(
-                round=request.round, step=step, steps=STEPS, train_loss=1 / step, tokens_per_second=1
+                round=request.round,
+                step=step,
+                steps=STEPS,
+                train_loss=1 / step,
+                tokens_per_second=1,
             )
         if fate_of(request.round) == "untrainable":
             yield TrainingFailed(round=request.round, because="the script says so")

@@ -1,6 +1,7 @@
 """Starting lives, killing them, stopping and resuming some, over one data directory at a time."""
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
 
 import psutil
 
-from bench.kills.life import Plan, Tale, live, prepare
+from bench.kills.life import Plan, Tale, hurry, live, prepare
 from bench.kills.promises import Account, Findings, champion_holds, check
 
 KILLS_A_HOME = 100
@@ -25,9 +26,10 @@ _PATIENCE_S = 20.0
 _AGAIN = 0.7
 """Share of what was cut short that the next life says again; others give up."""
 
-# A server process that has imported everything and forks; it has no threads and no event loop.
+# A server process that has imported everything and forks. It has no event loop, and no thread but
+# that of pyarrow's allocator, which knows of forks.
 _lives = multiprocessing.get_context("forkserver")
-_lives.set_forkserver_preload(["bench.kills.life"])
+_lives.set_forkserver_preload(["bench.kills.life", "pyarrow.parquet", "pandas"])
 
 
 @dataclass(slots=True)
@@ -133,7 +135,7 @@ class _Storm:
         again = [text for text in self.account.cut_short() if self._dice.random() < _AGAIN]
         plan = Plan(home=self._home, name=name, seed=self._seed, again=again)
         told, tell = _lives.Pipe(duplex=False)
-        process = _lives.Process(target=live, args=(plan, tell), name=name)
+        process = _lives.Process(target=live, args=(plan, tell), name=name, daemon=True)
         process.start()
         tell.close()
         return _Life(process, told)
@@ -168,6 +170,8 @@ class _Storm:
 
 def storm(kills: int, seed: int, *, a_home: int = KILLS_A_HOME) -> Tally:
     """So many kills, over as many data directories as that takes, each looked through at the end."""
+    hurry()
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more would be threads in the server
     tally, number = Tally(), 0
     while tally.kills < kills:
         number += 1
@@ -182,11 +186,13 @@ def storm(kills: int, seed: int, *, a_home: int = KILLS_A_HOME) -> Tally:
 
 
 def _orphans() -> int:
-    """Processes that a dead life left behind. Those that serve the forking have no parent's end."""
-    mine = psutil.Process().children()
-    return sum(
-        child.status() != psutil.STATUS_ZOMBIE for server in mine for child in server.children()
-    )
+    """Processes that dead lives left behind, below the one that forks them."""
+    servers = [
+        child
+        for child in psutil.Process().children()
+        if any("multiprocessing.forkserver" in word for word in child.cmdline())
+    ]
+    return sum(len(server.children()) for server in servers)
 
 
 def _fast() -> str | None:

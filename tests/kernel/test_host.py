@@ -471,6 +471,19 @@ async def test_only_questions_can_be_asked(world, question):
 # --- stopping ------------------------------------------------------------------------------
 
 
+async def test_a_death_in_the_wait_before_the_next_attempt_is_no_attempt(world, monkeypatch):
+    monkeypatch.setattr(kernel, "RETRY_SECONDS", (0.0,) + (3600.0,) * 4)
+    (cause,) = await world.delete("a")
+    for _ in range(5):
+        life = asyncio.create_task(world.echo(always("a")).run())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        life.cancel()  # it is not awaited: a death
+
+    assert await world.ledger.attempt(cause.offset) == 1
+    assert await world.ledger.dead_letters() == []
+
+
 async def test_a_host_that_waits_for_news_stops_at_once(world, monkeypatch):
     monkeypatch.setattr(kernel, "POLL_SECONDS", 3600)
     task = asyncio.create_task(world.echo().run())
