@@ -62,6 +62,8 @@ class EventLog(Protocol):
         An envelope whose `idempotency` is known is dropped; its first offset is returned.
 
         Raises:
+            BusyError: too many wait already; nothing of the group was stored.
+            InvalidError: one bears another's id, or cannot be stored; nothing of the group was.
             StorageFullError: the disk is full; nothing of the group was stored.
         """
         ...

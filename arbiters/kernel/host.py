@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from arbiters.errors import (
+    BusyError,
     CorruptError,
     NotFoundError,
     SomaError,
@@ -25,6 +26,8 @@ POLL_SECONDS = 5.0
 REST_SECONDS = 0.01
 """Between two batches: each costs calls and a transaction, however few events it has."""
 RETRY_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)
+NOT_NOW = (StorageFullError, UnavailableError, BusyError)
+"""Failures of the log or the disk that pass."""
 NOT_THE_EVENT = (StorageFullError, CorruptError)
 """Failures that no other event would fare better with."""
 
@@ -56,7 +59,7 @@ class Host:
     async def run(self) -> None:
         """Handle what comes, until cancelled: at once while waiting, else after the commit.
 
-        A full disk or a log that is away are waited out.
+        A full disk and a log that is away or has no room are waited out.
 
         Raises:
             CorruptError: the log or the arbiter's database is damaged.
@@ -66,8 +69,8 @@ class Host:
             try:
                 if await self.step(wait=POLL_SECONDS):
                     await asyncio.sleep(REST_SECONDS)
-            except (StorageFullError, UnavailableError):
-                await asyncio.sleep(POLL_SECONDS)
+            except NOT_NOW as error:
+                await _wait_out(error)
 
     async def drain(self) -> None:
         """Handle everything there is now, and everything that follows from it; for tests."""
@@ -130,7 +133,6 @@ class Host:
         """Try until it is heard or buried; `attempts` were made before this one."""
         error = "the process died while handling it"
         while attempts < MAX_ATTEMPTS:
-            await asyncio.sleep(RETRY_SECONDS[attempts])
             try:
                 await self._commit([envelope])
             except NOT_THE_EVENT:
@@ -146,12 +148,19 @@ class Host:
     async def _attempt(self, envelope: Envelope) -> int:
         """Count an attempt before it is made: the handler may take the process with it.
 
-        One that was broken off for reasons that lie outside the event does not count.
+        One that was broken off for reasons that lie outside the event does not count, nor does a
+        death in the wait before the next: a process that dies for other reasons, again and again,
+        would have what is innocent buried.
         """
         if self._broken_off == envelope.offset:
             await self._ledger.forgive(envelope.offset)
             self._broken_off = None
-        return await self._ledger.attempt(envelope.offset)
+        before = await self._ledger.attempt(envelope.offset)
+        if 0 < before < MAX_ATTEMPTS:
+            await self._ledger.forgive(envelope.offset)
+            await asyncio.sleep(RETRY_SECONDS[before])
+            await self._ledger.attempt(envelope.offset)
+        return before
 
     async def _commit(self, envelopes: Sequence[Envelope], *, dug_up: bool = False) -> None:
         """Handle in one transaction. What is dug up leaves the dead letters in the same one."""
@@ -187,8 +196,8 @@ class Host:
         while True:
             try:
                 await self._log.append([said])
-            except (StorageFullError, UnavailableError):
-                await asyncio.sleep(POLL_SECONDS)
+            except NOT_NOW as error:
+                await _wait_out(error)
             else:
                 return
 
@@ -295,3 +304,8 @@ class Host:
                 f"event {event} failed again in {self.arbiter.name}: {error}"
             ) from failure
         await self._flush()
+
+
+async def _wait_out(error: SomaError) -> None:
+    seconds = error.retry_after if isinstance(error, BusyError) else POLL_SECONDS
+    await asyncio.sleep(min(seconds, POLL_SECONDS))

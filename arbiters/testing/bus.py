@@ -7,6 +7,7 @@ from copy import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from arbiters.errors import InvalidError
 from arbiters.events import Envelope, Event
 from arbiters.kernel.arbiter import Arbiter
 from arbiters.kernel.bus import Publisher
@@ -69,11 +70,16 @@ class MemoryEventLog:
         self._news = asyncio.Condition()
 
     async def append(self, envelopes: Sequence[Envelope]) -> list[int]:
+        new: dict[str, Envelope] = {}
         for envelope in envelopes:
             if envelope.idempotency not in self._offsets:
-                offset = len(self._envelopes) + 1
-                self._envelopes.append(envelope.model_copy(update={"offset": offset}))
-                self._offsets[envelope.idempotency] = offset
+                new.setdefault(envelope.idempotency, envelope)
+        ids = [envelope.id for envelope in (*self._envelopes, *new.values())]
+        if len(set(ids)) < len(ids):
+            raise InvalidError(f"an event bears another's id among {ids[-len(new) :]!r}")
+        for offset, envelope in enumerate(new.values(), start=len(self._envelopes) + 1):
+            self._envelopes.append(envelope.model_copy(update={"offset": offset}))
+            self._offsets[envelope.idempotency] = offset
         async with self._news:
             self._news.notify_all()
         return [self._offsets[envelope.idempotency] for envelope in envelopes]

@@ -19,7 +19,7 @@ from arbiters.records import Batch
 from soma_agents.cluster.calls import NamedActor
 from soma_agents.cluster.names import BUS
 from soma_agents.settings import Settings
-from soma_agents.storage.chain import envelope_of, row_of
+from soma_agents.storage.chain import cannot_store, envelope_of, row_of
 from soma_agents.storage.database import Row
 from soma_agents.storage.engines import open_log
 
@@ -121,7 +121,7 @@ class RayEventLog:
     async def _deliver(self, group: Sequence["_Append"]) -> None:
         try:
             offsets = iter(await self._append([row for one in group for row in one.rows]))
-        except (ConflictError, InvalidError) as error:
+        except InvalidError as error:
             if len(group) == 1:
                 group[0].offsets.set_exception(error)
                 return
@@ -135,7 +135,11 @@ class RayEventLog:
                 one.offsets.set_result(list(islice(offsets, len(one.rows))))
 
     async def _append(self, rows: list[Row]) -> list[int]:
-        return await self._bus.call("append", to_json(rows), again=True)
+        try:
+            batch = to_json(rows)
+        except ValueError as error:
+            raise cannot_store(rows[0], error) from error
+        return await self._bus.call("append", batch, again=True)
 
     async def read(
         self, after: int, *, limit: int = 500, types: frozenset[str] | None = None, wait: float = 0

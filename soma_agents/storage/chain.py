@@ -48,15 +48,28 @@ class Entry(NamedTuple):
     """An envelope as it is stored, but for what depends on its place."""
 
     header: tuple[Any, ...]
+    hashed_header: bytes
     payload: str
     salt: bytes
     payload_hash: bytes
 
     @classmethod
     def of(cls, row: Row) -> "Entry":
-        """The entry of a row of `ENVELOPE_COLUMNS`, whatever its offset, with a salt of its own."""
-        payload, salt = row[-1], os.urandom(_SALT_BYTES)
-        return cls(tuple(row[1:-1]), payload, salt, _payload_hash(salt, payload))
+        """The entry of a row of `ENVELOPE_COLUMNS`, whatever its offset, with a salt of its own.
+
+        Raises:
+            InvalidError: a text is not Unicode.
+        """
+        header, payload, salt = tuple(row[1:-1]), row[-1], os.urandom(_SALT_BYTES)
+        try:
+            return cls(header, _hashed(header), payload, salt, _payload_hash(salt, payload))
+        except ValueError as error:
+            raise cannot_store(row, error) from error
+
+    @property
+    def id(self) -> str:
+        """The event's id."""
+        return self.header[0]
 
     @property
     def idempotency(self) -> str:
@@ -79,7 +92,7 @@ def placed(
         if entry.idempotency in offsets:
             continue
         end += 1
-        last_hash = _chain(last_hash, end, entry.header, entry.payload_hash)
+        last_hash = _chain(last_hash, end, entry.hashed_header, entry.payload_hash)
         offsets[entry.idempotency] = end
         rows.append((end, *entry.header, entry.payload, entry.salt, entry.payload_hash, last_hash))
     return end, last_hash, rows
@@ -90,7 +103,7 @@ def holds(row: Row, last_hash: bytes) -> bool:
     payload, salt, payload_hash, chained = row[-4:]
     if payload is not None and _payload_hash(salt or b"", payload) != payload_hash:
         return False
-    return _chain(last_hash, row[0], row[1:-4], payload_hash) == chained
+    return _chain(last_hash, row[0], _hashed(row[1:-4]), payload_hash) == chained
 
 
 def row_of(envelope: Envelope) -> Row:
@@ -102,9 +115,7 @@ def row_of(envelope: Envelope) -> Row:
     try:
         payload = _text(envelope.payload)
     except (TypeError, ValueError) as error:
-        raise InvalidError(
-            f"payload of {envelope.type} {envelope.id} is not JSON: {error}"
-        ) from error
+        raise cannot_store((0, envelope.id, envelope.type), error) from error
     return (
         envelope.offset,
         envelope.id,
@@ -119,6 +130,13 @@ def row_of(envelope: Envelope) -> Row:
         envelope.correlation,
         envelope.idempotency,
         payload,
+    )
+
+
+def cannot_store(row: Row, error: Exception) -> InvalidError:
+    """Why an envelope cannot be stored."""
+    return InvalidError(
+        f"{row[2]} {row[1]!r} cannot be stored: {error}; it may hold what JSON can, in Unicode"
     )
 
 
@@ -148,6 +166,10 @@ def _payload_hash(salt: bytes, payload: str) -> bytes:
     return hashlib.sha256(salt + payload.encode()).digest()
 
 
-def _chain(previous: bytes, offset: int, header: Sequence[Any], payload_hash: bytes) -> bytes:
-    body = _text((offset, *header))
-    return hashlib.sha256(previous + body.encode() + payload_hash).digest()
+def _hashed(header: Sequence[Any]) -> bytes:
+    """The header as it is hashed: as JSON, open in front for the offset."""
+    return _text(header)[1:].encode()
+
+
+def _chain(previous: bytes, offset: int, header: bytes, payload_hash: bytes) -> bytes:
+    return hashlib.sha256(previous + b"[%d," % offset + header + payload_hash).digest()

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arbiters.errors import ConflictError, CorruptError, InvalidError, UnavailableError
+from arbiters.errors import BusyError, CorruptError, InvalidError, UnavailableError
 from arbiters.events import Envelope
 from arbiters.records import Batch
 from soma_agents.storage.chain import Entry, envelope_of, holds, row_of
@@ -13,6 +13,8 @@ from soma_agents.storage.database import Row
 
 _GROUP = 4000
 """Envelopes in one commit at most."""
+WAITING = 20_000
+"""Envelopes that may wait for their commit: about a second of work, some tens of megabytes."""
 _SCAN = 20_000
 """Offsets looked at in one query, so that a search for rare types lets writers through."""
 
@@ -29,6 +31,7 @@ class ChainedLog(ABC):
         self._news = asyncio.Condition()
         self._told = 0
         self._queue: list[_Request] = []
+        self._waiting = 0
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -87,11 +90,18 @@ class ChainedLog(ABC):
             raise UnavailableError("the event log is closed; start SOMA again")
         if not rows:
             return []
+        # One that is larger than the bound has its turn when nobody else waits.
+        if self._waiting and self._waiting + len(rows) > WAITING:
+            raise BusyError(
+                f"{self._waiting} events wait to be stored in {self.place}, "
+                f"{len(rows)} more have no room; say them again in a moment"
+            )
         request = _Request(
             [Entry.of(row) for row in rows],
             asyncio.get_running_loop().create_future(),
         )
         self._queue.append(request)
+        self._waiting += len(request.entries)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
         return await asyncio.shield(request.offsets)
@@ -105,7 +115,7 @@ class ChainedLog(ABC):
         try:
             offsets = await self._commit([e for request in group for e in request.entries])
         except Exception as error:  # noqa: BLE001 - raised where it was appended
-            if len(group) > 1 and isinstance(error, InvalidError | ConflictError):
+            if len(group) > 1 and isinstance(error, InvalidError):
                 # One of them cannot be stored; that is no fault of the others.
                 for request in group:
                     await self._store([request])
@@ -125,6 +135,7 @@ class ChainedLog(ABC):
                 break
             count += 1
         group, self._queue = self._queue[:count], self._queue[count:]
+        self._waiting -= sum(len(request.entries) for request in group)
         return group
 
     # --- reading ---------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """The event log in one SQLite file: appended in groups, chained by hashes, never rewritten."""
 
 import json
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+from arbiters.errors import InvalidError
 from arbiters.events import Envelope
 from soma_agents.storage.chain import ALL_COLUMNS, ENVELOPE_COLUMNS, Entry, envelope_of, placed
 from soma_agents.storage.chained_log import ChainedLog
@@ -68,6 +70,16 @@ class SqliteEventLog(ChainedLog):
     # --- appending -------------------------------------------------------------------------
 
     async def _commit(self, entries: Sequence[Entry]) -> dict[str, int]:
+        try:
+            return await self._store_new(entries)
+        except sqlite3.IntegrityError as error:
+            ids = ", ".join(repr(entry.id) for entry in entries[:3])
+            raise InvalidError(
+                f"{self.place} cannot store {len(entries)} events ({ids} …): {error}; "
+                "give each an id of its own"
+            ) from error
+
+    async def _store_new(self, entries: Sequence[Entry]) -> dict[str, int]:
         async with self._database.transaction():
             offsets = await self._known(entries)
             end, last_hash, rows = placed(entries, offsets, self._end, self._hash)

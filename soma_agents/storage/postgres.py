@@ -9,7 +9,6 @@ from typing import Any
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 
 from arbiters.errors import (
-    ConflictError,
     CorruptError,
     InvalidError,
     SomaError,
@@ -206,7 +205,7 @@ def translated(error: BaseException, place: str) -> SomaError:
         case "22" | "54":
             return InvalidError(f"{place} cannot store this: {error}; leave it out")
         case "23":
-            return ConflictError(f"{place}: {error}; give it an id of its own")
+            return InvalidError(f"{place}: {error}; give it an id of its own")
         case "28" | "3D" | "3F" | "42" | "0A":
             return InvalidError(f"{place}: {error}; see the setting log.url and ~/.pgpass")
         case _ if isinstance(error, ValueError):

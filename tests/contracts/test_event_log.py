@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from arbiters.errors import InvalidError
 from arbiters.events import ConversationDeleted, FactForgotten
 from arbiters.testing import enveloped
 
@@ -55,6 +56,18 @@ async def test_a_key_twice_in_one_group_is_stored_once(log):
 
     assert offsets == [1, 1, 2]
     assert await log.end() == 2
+
+
+async def test_another_event_under_a_known_id_is_refused_with_all_that_was_said_with_it(log):
+    await log.append([said("a")])
+
+    with pytest.raises(InvalidError):
+        await log.append([said("b"), said("c", id="a")])
+    with pytest.raises(InvalidError):
+        await log.append([said("d"), said("e", id="d")])
+
+    assert await log.append([said("a"), said("b", id="a", idempotency="a"), said("b")]) == [1, 1, 2]
+    assert names((await log.read(0)).envelopes) == ["a", "b"]
 
 
 async def test_concurrent_appends_all_get_their_own_offset(log):

@@ -1,10 +1,12 @@
 """What every engine of the log promises beyond the port: it outlives the process."""
 
 import asyncio
+import time
 
 import pytest
 
-from arbiters.errors import CorruptError, InvalidError, UnavailableError
+from arbiters.errors import BusyError, CorruptError, InvalidError, UnavailableError
+from soma_agents.storage import chained_log
 from tests.contracts.test_event_log import names, said
 
 pytestmark = pytest.mark.parametrize("open_log", ["sqlite", "postgres"], indirect=True)
@@ -67,6 +69,43 @@ async def test_a_cancelled_caller_does_not_take_its_event_back_nor_others_with_i
     assert await kept == [2]
     assert await log.find("gone") is not None
     assert gone.cancelled()
+
+
+async def test_when_too_many_wait_one_more_is_refused_at_once_and_later_taken(log, monkeypatch):
+    monkeypatch.setattr(chained_log, "WAITING", 10)
+    first = asyncio.create_task(log.append([said("first")]))
+    group = asyncio.create_task(log.append([said(f"{n}") for n in range(9)]))
+    await asyncio.sleep(0)
+    began = time.perf_counter()
+
+    with pytest.raises(BusyError, match="10 events wait") as refused:
+        await log.append([said("late")])
+
+    assert time.perf_counter() - began < 0.05
+    assert refused.value.retry_after > 0
+    assert await first == [1]
+    assert await group == list(range(2, 11))
+    assert await log.append([said("late")]) == [11]
+
+
+async def test_a_group_larger_than_the_bound_is_taken_when_nobody_waits(log, monkeypatch):
+    monkeypatch.setattr(chained_log, "WAITING", 10)
+
+    offsets = await log.append([said(f"{n}") for n in range(11)])
+
+    assert offsets == list(range(1, 12))
+
+
+@pytest.mark.parametrize("bad", [said("bad", id="first"), said("bad", key="\ud800")])
+async def test_an_envelope_that_cannot_be_stored_harms_nobody_else(log, bad):
+    await log.append([said("first")])
+    tasks = [asyncio.create_task(log.append([each])) for each in (said("x"), bad, said("y"))]
+
+    await asyncio.wait(tasks)
+
+    assert isinstance(tasks[1].exception(), InvalidError)
+    assert [tasks[0].result(), tasks[2].result()] == [[2], [3]]
+    assert await log.verify() == 3
 
 
 async def test_an_envelope_that_is_not_json_harms_nobody_else(log):

@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 
 from arbiters.errors import (
+    BusyError,
     CorruptError,
     NotFoundError,
     SomaError,
@@ -174,7 +175,7 @@ async def test_other_types_move_the_cursor_in_memory_but_write_nothing(world):
 
 
 class DyingLog(MemoryEventLog):
-    """Loses the connection at the next append, before or after it took effect."""
+    """Loses the connection at the next append, before or after it took effect, or has no room."""
 
     dies = None
 
@@ -182,6 +183,8 @@ class DyingLog(MemoryEventLog):
         dies, self.dies = self.dies, None
         if dies == "before":
             raise UnavailableError("gone")
+        if dies == "busy":
+            raise BusyError("full", retry_after=0.01)
         offsets = await super().append(envelopes)
         if dies == "after":
             raise UnavailableError("gone")
@@ -203,7 +206,7 @@ async def test_a_death_between_commit_and_publish_has_every_effect_once(when):
     assert await world.ledger.outbox() == []
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", "after", "busy"])
 async def test_a_log_that_was_away_gets_what_was_committed_once_it_is_back(when):
     world = World(log=DyingLog())
     await world.delete("a")
@@ -466,6 +469,19 @@ async def test_only_questions_can_be_asked(world, question):
 
 
 # --- stopping ------------------------------------------------------------------------------
+
+
+async def test_a_death_in_the_wait_before_the_next_attempt_is_no_attempt(world, monkeypatch):
+    monkeypatch.setattr(kernel, "RETRY_SECONDS", (0.0,) + (3600.0,) * 4)
+    (cause,) = await world.delete("a")
+    for _ in range(5):
+        life = asyncio.create_task(world.echo(always("a")).run())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        life.cancel()  # it is not awaited: a death
+
+    assert await world.ledger.attempt(cause.offset) == 1
+    assert await world.ledger.dead_letters() == []
 
 
 async def test_a_host_that_waits_for_news_stops_at_once(world, monkeypatch):

@@ -246,20 +246,16 @@ async def test_a_full_disk_stores_nothing_of_the_group_and_reading_goes_on(log):
 
 
 @pytest.mark.parametrize(
-    ("bad", "error"),
-    [
-        (said("bad", user="a\x00b"), InvalidError),
-        (said("bad", cause="long" * 1_000_000), InvalidError),
-        (said("bad", id="first"), ConflictError),
-    ],
-    ids=["a text the server cannot hold", "a key too long for an index", "a known id"],
+    "bad",
+    [said("bad", user="a\x00b"), said("bad", cause="long" * 1_000_000)],
+    ids=["a text the server cannot hold", "a key too long for an index"],
 )
-async def test_what_cannot_be_stored_harms_nobody_in_its_group(log, bad, error):
+async def test_what_cannot_be_stored_harms_nobody_in_its_group(log, bad):
     await log.append([said("first")])
     tasks = [asyncio.create_task(log.append([e])) for e in (said("x"), bad, said("y"))]
     await asyncio.wait(tasks)
 
-    assert isinstance(tasks[1].exception(), error)
+    assert isinstance(tasks[1].exception(), InvalidError)
     assert [tasks[0].result(), tasks[2].result()] == [[2], [3]]
 
 

@@ -1,0 +1,17 @@
+"""Some dozens of kills; `python -m bench.kills` makes five hundred."""
+
+import pytest
+
+from bench.kills.storm import storm
+
+pytestmark = pytest.mark.slow
+
+
+def test_nothing_acknowledged_is_lost_and_nothing_is_done_twice_in_a_storm_of_kills():
+    tally = storm(40, seed=2)
+
+    assert (tally.findings.lost, tally.findings.duplicated, tally.findings.broken) == ([], [], [])
+    assert tally.findings.acknowledged > 400
+    assert tally.orphans == 0
+    assert 0 < tally.stopped == tally.refused
+    assert tally.stale_accepted == 0
