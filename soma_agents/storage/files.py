@@ -36,7 +36,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         StorageFullError: the disk is full; the old content stands.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with _room_for(path):
+    with room_for(path):
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -100,11 +100,11 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     manifest is unfinished and counts as nothing.
     """
     files: dict[str, Any] = {}
-    with _room_for(directory):
+    with room_for(directory):
         for path in sorted(directory.rglob("*")):
             if path.is_dir():
                 sync_directory(path)
-            elif path.is_file() and path.name != MANIFEST:
+            elif path.is_file() and path != directory / MANIFEST:
                 sync_file(path)
                 name = path.relative_to(directory).as_posix()
                 files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -158,7 +158,12 @@ def _same(partial: Path, target: Path) -> bool:
 
 
 @contextmanager
-def _room_for(path: Path) -> Generator[None]:
+def room_for(path: Path) -> Generator[None]:
+    """Say of a full disk that it is full.
+
+    Raises:
+        StorageFullError: instead of the system's error, naming `path`.
+    """
     try:
         yield
     except OSError as error:
