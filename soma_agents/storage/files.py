@@ -65,10 +65,12 @@ def sync_file(path: Path) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory for its owner only, and every name on the way to it durable."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Make a directory, and those on the way to it, for its owner only and durably."""
+    directory = directory.absolute()
+    for path in (*reversed(directory.parents), directory):
+        path.mkdir(exist_ok=True, mode=0o700)  # `parents=True` would open the ancestors to all
     # Somebody else may have made an ancestor just now. Where we may not write, nobody of us did.
-    for ancestor in directory.absolute().parents:
+    for ancestor in directory.parents:
         if not os.access(ancestor, os.R_OK | os.W_OK):
             break
         sync_directory(ancestor)
