@@ -278,6 +278,8 @@ class Database:
 
 def translated(error: sqlite3.Error, path: Path) -> Exception:
     """An error of SQLite's in our words; one that speaks of a mistake of ours stays as it is."""
+    if str(error).startswith("Could not decode"):  # raised by Python, so without a code
+        return CorruptError(f"{path} is damaged: {error}; restore it from a backup")
     # The low byte is SQLite's primary result code: https://sqlite.org/rescode.html
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_FULL:

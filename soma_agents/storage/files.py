@@ -27,6 +27,8 @@ class _Manifest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     files: dict[str, _File]
+    seal: str | None = None
+    """See `seal_of`; manifests of the first release have none."""
 
 
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -111,7 +113,8 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
                 name = path.relative_to(directory).as_posix()
                 files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     manifest = {**facts, "files": files}
-    text = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True)
+    sealed = manifest | {"seal": seal_of(manifest)}
+    text = json.dumps(sealed, ensure_ascii=False, indent=1, sort_keys=True)
     write_atomic(directory / MANIFEST, text.encode() + b"\n")
     return manifest
 
@@ -124,11 +127,20 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        return _Manifest.model_validate_json(path.read_bytes()).model_dump()
+        manifest = _Manifest.model_validate_json(path.read_bytes()).model_dump()
     except FileNotFoundError:
         raise CorruptError(f"{directory} has no {MANIFEST}: it was never finished") from None
     except (ValidationError, OSError) as error:
         raise CorruptError(f"{path} is not a manifest: {error}") from error
+    seal = manifest.pop("seal")
+    if seal not in (None, seal_of(manifest)):
+        raise CorruptError(f"{path} is not what was written; restore it or make it anew")
+    return manifest
+
+
+def seal_of(value: Mapping[str, Any]) -> str:
+    """What shows that a value read from JSON is the one that was written: its sha256 in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def verify_manifest(directory: Path) -> dict[str, Any]:
