@@ -76,7 +76,8 @@ class PlainFiles:
 
     def _synced(self, handle: int) -> None:
         path = Path(f"/proc/self/fd/{handle}").readlink()
-        if path.is_file():  # of a directory everything was written when its names were made
+        # Of a directory everything was written when its names were made, of a database by SQLite.
+        if path.is_file() and ".db" not in path.suffix:
             try:
                 self._take(path)
             except OSError:
