@@ -193,6 +193,7 @@ async def serve(home: str, port: int) -> None:
         settings=settings,
         log=runtime.log,
         directory=runtime.directory,
+        owners=runtime,
         model=model,
         engine=engine,
         keys=ApiKeys(settings.keys_file, runtime.clock),

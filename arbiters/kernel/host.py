@@ -53,6 +53,7 @@ class Host:
         self._moved = asyncio.Condition()
         self._unsent = True
         self._broken_off: int | None = None
+        self._agreed = False
 
     # --- running ---------------------------------------------------------------------------
 
@@ -80,6 +81,7 @@ class Host:
 
     async def step(self, *, wait: float) -> bool:
         """Pull and handle one batch; whether there was something."""
+        await self._agree()
         await self._flush()
         batch = await self._log.read(
             self._cursor, limit=self.arbiter.batch, types=self._types, wait=wait
@@ -92,6 +94,19 @@ class Host:
     async def _load(self) -> None:
         self._cursor = await self._ledger.cursor()
         self._unsent = True
+
+    async def _agree(self) -> None:
+        """See once that this is the log which the cursor is from, and all of it.
+
+        Raises:
+            CorruptError: the log ends before what was handled already.
+        """
+        if not self._agreed and (end := await self._log.end()) < self._cursor:
+            raise CorruptError(
+                f"the event log ends at offset {end}, {self.arbiter.name} has handled it up to "
+                f"{self._cursor}: it lost its end; restore it from a backup"
+            )
+        self._agreed = True
 
     async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
         """Await `work` to its end even when cancelled, unless it is a long one.

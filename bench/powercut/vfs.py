@@ -14,9 +14,11 @@ from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int, c_int64, c_vo
 from pathlib import Path
 from typing import Any
 
+from arbiters.errors import StorageFullError
 from bench.powercut.recorder import Recorder
 
 _OK = 0
+_FULL = 13
 _IOERR = 10  # https://sqlite.org/rescode.html#ioerr
 _NAME = b"powercut"
 
@@ -175,11 +177,16 @@ class RecordingVfs:
 
 
 def _careful(function: Callable[..., int]) -> Callable[..., int]:
-    """No exception can pass through C: SQLite gets an I/O error instead, the reader a trace."""
+    """No exception can pass through C: SQLite gets an I/O error instead, the reader a trace.
+
+    A recorder that raises StorageFullError makes the disk full.
+    """
 
     def called(*arguments: Any) -> int:
         try:
             return function(*arguments)
+        except StorageFullError:
+            return _FULL
         except Exception:  # noqa: BLE001 - see above
             traceback.print_exc()
             return _IOERR

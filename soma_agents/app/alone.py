@@ -34,6 +34,7 @@ async def run_alone(settings: Settings, stop: asyncio.Event, report: Callable[[s
         settings=settings,
         log=runtime.log,
         directory=runtime.directory,
+        owners=runtime,
         model=model,
         engine=engine,
         keys=ApiKeys(settings.keys_file, runtime.clock),

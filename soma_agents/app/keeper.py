@@ -53,12 +53,19 @@ class Keeper:
         """
         stop = asyncio.Event()
         _stop_on_signals(stop)
+        await asyncio.to_thread(self._look)
         if self._settings.cluster.runtime == "local":
             from soma_agents.app.alone import run_alone
 
             await run_alone(self._settings, stop, self.report)
         else:
             await self._run_on_ray(stop)
+
+    def _look(self) -> None:
+        """Say what is wrong with the data here: an actor that cannot start tells nobody why."""
+        from soma_agents.app.verify import look
+
+        look(self._settings)
 
     async def _run_on_ray(self, stop: asyncio.Event) -> None:
         from soma_agents.cluster import head

@@ -11,6 +11,7 @@ import httpx2
 from arbiters.errors import ConflictError, NotFoundError, SomaError, UnavailableError
 from soma_agents.settings import Settings
 
+PATIENCE_S = 120.0
 _ERRORS = {404: NotFoundError, 409: ConflictError, 503: UnavailableError}
 
 
@@ -26,16 +27,16 @@ class Daemon:
         self.state: dict[str, Any] = json.loads(state.read_text())
         self.url: str = self.state["url"]
         self._http = httpx2.Client(
-            base_url=self.url, headers=_authorization(settings.home), timeout=120
+            base_url=self.url, headers=_authorization(settings.home), timeout=PATIENCE_S
         )
 
     def get(self, path: str, **query: Any) -> Any:
         """GET and decode; errors come as `SomaError`s with the server's words."""
         return self._call("GET", path, params={k: v for k, v in query.items() if v is not None})
 
-    def post(self, path: str, body: Any = None) -> Any:
+    def post(self, path: str, body: Any = None, *, seconds: float = PATIENCE_S) -> Any:
         """POST JSON and decode."""
-        return self._call("POST", path, json={} if body is None else body)
+        return self._call("POST", path, json={} if body is None else body, timeout=seconds)
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         try:

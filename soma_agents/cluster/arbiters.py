@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -12,13 +13,16 @@ from arbiters.records import DeadLetter
 from soma_agents.cluster import lean
 from soma_agents.cluster.bus import RayEventLog, opened, spare_the_collector
 from soma_agents.cluster.calls import NamedActor
+from soma_agents.cluster.names import BUS
 from soma_agents.cluster.workshop import workshop_tools
 from soma_agents.runtime import assembly
+from soma_agents.runtime.snapshots import LOG
 from soma_agents.settings import Settings
 
 MAX_CALLS = 200
 """Calls at once; a question that waits for an offset holds one."""
 _STOP_SECONDS = 8.0
+_COPY_SECONDS = 600.0
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +70,10 @@ class ArbiterActor:
         """See `Host.replay`."""
         await self._opened.host.replay(event)
 
+    async def copy(self, target: str) -> None:
+        """See `Owners.copy`."""
+        await self._opened.copy(Path(target))
+
     async def ping(self) -> str:
         """Read from the database."""
         await self._opened.host.dead_letters()
@@ -105,3 +113,15 @@ class RayDirectory:
         except KeyError:
             names = ", ".join(self._actors)
             raise NotFoundError(f"there is no arbiter {arbiter!r}; there are {names}") from None
+
+
+class RayOwners:
+    """Implements `soma_agents.runtime.snapshots.Owners` over the bus and the arbiters."""
+
+    def owned(self) -> Sequence[str]:
+        return assembly.ARBITERS
+
+    async def copy(self, owner: str, target: Path) -> None:
+        actor = NamedActor(BUS if owner == LOG else owner)
+        # Not again: the half of a copy that a death left behind is in the way.
+        await actor.call("copy", str(target), again=False, allow=_COPY_SECONDS)

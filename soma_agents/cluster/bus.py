@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -75,6 +76,9 @@ class Bus:
 
     async def verify(self) -> int:
         return await self._log.verify()
+
+    async def copy(self, target: str) -> None:
+        await self._log.copy(Path(target))
 
     async def ping(self) -> int:
         """A read that touches the engine; the newest offset."""

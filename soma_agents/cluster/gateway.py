@@ -12,7 +12,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from soma_agents.cluster.arbiters import RayDirectory
+from soma_agents.cluster.arbiters import RayDirectory, RayOwners
 from soma_agents.cluster.bus import RayEventLog
 from soma_agents.cluster.names import APPLICATION
 from soma_agents.cluster.remote_engine import EngineReplica, RemoteEngine
@@ -59,6 +59,7 @@ class GatewayReplica:
                 settings=self._settings,
                 log=RayEventLog(),
                 directory=RayDirectory(),
+                owners=RayOwners(),
                 model=self._model,
                 engine=self._engine,
                 keys=ApiKeys(self._settings.keys_file, SystemClock()),

@@ -50,6 +50,8 @@ class Opened:
     """A host over its open database."""
 
     host: Host
+    copy: Callable[[Path], Awaitable[None]]
+    """See `Database.copy`."""
     close: Callable[[], Awaitable[None]]
 
 
@@ -128,7 +130,7 @@ async def build_host(
     ids: Ids | None = None,
 ) -> Opened:
     """Open an arbiter's database and put its host over it."""
-    build, schemas = _BUILDERS[name]
+    build, _ = _BUILDERS[name]
     tools = Tools(
         settings=settings,
         log=log,
@@ -137,7 +139,7 @@ async def build_host(
         clock=clock or SystemClock(),
         ids=ids or Uuid7(),
     )
-    database = await Database.open(tools.settings.state_file(name), SqliteLedger.schema, *schemas)
+    database = await Database.open(tools.settings.state_file(name), *schemas_of(name))
     try:
         arbiter = await build(database, tools)
     except BaseException:
@@ -150,7 +152,12 @@ async def build_host(
         clock=tools.clock,
         ids=tools.ids,
     )
-    return Opened(host=host, close=database.close)
+    return Opened(host=host, copy=database.copy, close=database.close)
+
+
+def schemas_of(name: str) -> tuple[Schema, ...]:
+    """The tables in an arbiter's database."""
+    return SqliteLedger.schema, *_BUILDERS[name][1]
 
 
 def _base_version(source: str, clock: Clock) -> ModelVersion:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from arbiters.errors import NotFoundError
@@ -88,6 +89,14 @@ class LocalRuntime:
             if name != "workshop" or trainer is not None
         }
         return cls(settings, log, opened, clock=clock, ids=ids)
+
+    def owned(self) -> Sequence[str]:
+        """See `Owners.owned`."""
+        return tuple(self._opened)
+
+    async def copy(self, owner: str, target: Path) -> None:
+        """See `Owners.copy`."""
+        await (self._opened[owner].copy if owner in self._opened else self.log.copy)(target)
 
     async def close(self) -> None:
         """Finish the transactions under way, then close every file."""

@@ -82,6 +82,7 @@ class Rollout:
         directory: Directory,
         log: EventLog,
         publisher: Publisher,
+        models: Path,
         cores: tuple[int, ...],
         max_adapters: int,
     ) -> None:
@@ -89,6 +90,7 @@ class Rollout:
         self._model = model
         self._directory = directory
         self._publisher = publisher
+        self._models = models
         self._cores = cores
         self._max_adapters = max_adapters
         self._lineup: Lineup | None = None
@@ -258,8 +260,10 @@ class Rollout:
                 raise
 
     async def _try(self, version: ModelVersion) -> None:
-        await asyncio.to_thread(verify_manifest, Path(version.path))
-        await self._engine.load_adapter(version.id, Path(version.path))
+        # Not `version.path`: the data directory may have been restored to another place.
+        directory = self._models / version.id
+        await asyncio.to_thread(verify_manifest, directory)
+        await self._engine.load_adapter(version.id, directory)
         try:
             await self._speak(version)
         except SomaError:

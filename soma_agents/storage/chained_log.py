@@ -4,6 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from arbiters.errors import BusyError, CorruptError, InvalidError, UnavailableError
 from arbiters.events import Envelope
@@ -70,6 +71,14 @@ class ChainedLog(ABC):
     @abstractmethod
     async def erase(self, events: Sequence[str]) -> int:
         """See `EventLog.erase`."""
+
+    @abstractmethod
+    async def copy(self, target: Path) -> None:
+        """Write all that is in the log into a new file.
+
+        Raises:
+            InvalidError: the engine's own tools do that.
+        """
 
     async def close(self) -> None:
         """Write what waits to be written, then let go of the engine."""

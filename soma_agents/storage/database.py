@@ -3,8 +3,8 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from arbiters.errors import (
     StorageFullError,
     UnavailableError,
 )
-from soma_agents.storage.files import make_directory, sync_directory, sync_file
+from soma_agents.storage.files import make_directory, room_for, sync_directory, sync_file
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -38,6 +38,8 @@ _PRAGMAS = (
     # What is deleted is overwritten: forgetting must not leave text in free pages.
     "PRAGMA secure_delete = ON",
 )
+# What the file's header says of its journal: https://sqlite.org/fileformat2.html#file_format_version_numbers
+_JOURNAL_BYTE, _NO_WAL = 18, 1
 _VERSIONS = "CREATE TABLE IF NOT EXISTS soma_schema (component TEXT PRIMARY KEY, version INTEGER)"
 
 
@@ -74,10 +76,13 @@ class Database:
 
         Raises:
             ConflictError: another process has the file open.
-            CorruptError: the file is not a database, or a damaged one.
+            CorruptError: the file is not a database, or a damaged one, or beside it lies a
+                write-ahead log that is not its own.
             SomaError: the file was written by a newer SOMA.
+            StorageFullError: there is no room to begin.
         """
         await asyncio.to_thread(_create, path)
+        await asyncio.to_thread(refuse_foreign_wal, path)
         connection = aiosqlite.connect(path, isolation_level=None, timeout=0)
         # A process that fails before it closes its files must still be able to end.
         connection._thread.daemon = True  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
@@ -94,7 +99,14 @@ class Database:
     async def close(self) -> None:
         """Wait for the transaction under way, then close the file."""
         async with self._lock:
-            await _settled(self._connection.close())
+            await _settled(self._close())
+
+    async def _close(self) -> None:
+        if self._doomed is None:
+            # A file that needs no log says so in its header: one found later is not its own.
+            with suppress(sqlite3.Error):  # it is recovered when it is opened again
+                await self._connection.execute_fetchall("PRAGMA journal_mode = DELETE")
+        await self._connection.close()
 
     async def _migrate(self, schemas: Sequence[Schema]) -> None:
         await self._run(self._connection.execute_fetchall(_VERSIONS))
@@ -198,8 +210,23 @@ class Database:
         try:
             await asyncio.to_thread(sync_file, self.path.with_name(f"{self.path.name}-wal"))
         except OSError as error:
-            self._doomed = self._unknown(error)
+            self._doomed = _unknown(error, self.path)
             raise self._doomed from error
+
+    async def copy(self, target: Path) -> None:
+        """Write all that is committed into a new file, durably. Everybody else waits meanwhile.
+
+        Raises:
+            ConflictError: the file is there already.
+            CorruptError: a page cannot be read.
+            StorageFullError: there is no room for the copy.
+        """
+        async with self._lock:
+            await _settled(self._copy(target))
+
+    async def _copy(self, target: Path) -> None:
+        with copying(self.path, target) as copy:
+            await self._connection.backup(copy)
 
     async def check(self) -> None:
         """Look at every page.
@@ -232,12 +259,12 @@ class Database:
         try:
             return await work
         except sqlite3.Error as error:
-            translated = self._translated(error)
-            if isinstance(translated, SomaError) and not (
-                isinstance(translated, StorageFullError) and self._current is None
+            ours = translated(error, self.path)
+            if isinstance(ours, SomaError) and not (
+                isinstance(ours, StorageFullError) and self._current is None
             ):
-                self._doomed = translated
-            raise translated from error
+                self._doomed = ours
+            raise ours from error
 
     def _check_writable(self) -> None:
         """SQLite may have rolled back by itself, so that nothing more may be written inside.
@@ -248,26 +275,29 @@ class Database:
         if self._doomed is not None:
             raise self._doomed
 
-    def _translated(self, error: sqlite3.Error) -> Exception:
-        # The low byte is SQLite's primary result code: https://sqlite.org/rescode.html
-        match getattr(error, "sqlite_errorcode", 0) & 0xFF:
-            case sqlite3.SQLITE_FULL:
-                return StorageFullError(f"no room left to write {self.path}; free some disk space")
-            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                return CorruptError(f"{self.path} is damaged: {error}; restore it from a backup")
-            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-                return ConflictError(f"{self.path} is in use by another process; stop that first")
-            case sqlite3.SQLITE_IOERR:
-                return self._unknown(error)
-            case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY:
-                return UnavailableError(f"{self.path} cannot be opened: {error}; see its rights")
-            case _:
-                return error
 
-    def _unknown(self, error: Exception) -> CorruptError:
-        return CorruptError(
-            f"{self.path}: {error}; nobody knows what reached the disk, restart SOMA"
-        )
+def translated(error: sqlite3.Error, path: Path) -> Exception:
+    """An error of SQLite's in our words; one that speaks of a mistake of ours stays as it is."""
+    if str(error).startswith("Could not decode"):  # raised by Python, so without a code
+        return CorruptError(f"{path} is damaged: {error}; restore it from a backup")
+    # The low byte is SQLite's primary result code: https://sqlite.org/rescode.html
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return StorageFullError(f"no room left to write {path}; free some disk space")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return CorruptError(f"{path} is damaged: {error}; restore it from a backup")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return ConflictError(f"{path} is in use by another process; stop that first")
+        case sqlite3.SQLITE_IOERR:
+            return _unknown(error, path)
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY:
+            return UnavailableError(f"{path} cannot be opened: {error}; see its rights")
+        case _:
+            return error
+
+
+def _unknown(error: Exception, path: Path) -> CorruptError:
+    return CorruptError(f"{path}: {error}; nobody knows what reached the disk, restart SOMA")
 
 
 def refuse_newer(found: Mapping[str, int], schemas: Sequence[Schema], place: str) -> None:
@@ -285,6 +315,70 @@ def refuse_newer(found: Mapping[str, int], schemas: Sequence[Schema], place: str
             )
 
 
+def refuse_foreign_wal(path: Path) -> None:
+    """See that a file which was closed in order has no write-ahead log beside it.
+
+    SQLite would play it into the file, whosever it is.
+
+    Raises:
+        CorruptError: there is one.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    # Whoever opens or closes the file just now has first the header changed, then the log made;
+    # first the log removed, then the header changed.
+    if _filled(log) and _header(path)[_JOURNAL_BYTE:][:1] == bytes([_NO_WAL]) and _filled(log):
+        raise CorruptError(
+            f"{log} does not belong to {path}, which was closed without one; "
+            "move it elsewhere, then start SOMA again"
+        )
+
+
+def _filled(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_JOURNAL_BYTE + 1)
+
+
+def copy_closed(source: Path, target: Path) -> None:
+    """Copy a file that nobody has open; raises what `Database.copy` raises."""
+    refuse_foreign_wal(source)
+    with copying(source, target) as copy, closing(sqlite3.connect(source)) as original:
+        original.backup(copy)
+
+
+@contextmanager
+def copying(source: Path, target: Path) -> Generator[sqlite3.Connection]:
+    """A new database to copy into, for its owner only, and durable at the end.
+
+    Raises:
+        ConflictError: it is there already.
+        CorruptError: the source is damaged.
+        StorageFullError: there is no room for it.
+    """
+    with room_for(target):
+        make_directory(target.parent)
+        try:
+            os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            raise ConflictError(f"{target} is there already; copy to another place") from None
+        with closing(
+            sqlite3.connect(target, isolation_level=None, check_same_thread=False)
+        ) as copy:
+            try:
+                yield copy
+                copy.execute("PRAGMA journal_mode = DELETE")
+            except sqlite3.Error as error:
+                ours = translated(error, target)
+                raise (
+                    translated(error, source) if isinstance(ours, CorruptError) else ours
+                ) from error
+        sync_file(target)
+        sync_directory(target.parent)
+
+
 def as_text(at: datetime) -> str:
     """A time as it is stored: UTC in one width, so that the text sorts as the time does."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
@@ -292,9 +386,10 @@ def as_text(at: datetime) -> str:
 
 def _create(path: Path) -> None:
     """Make the file for its owner only, with its name on disk."""
-    make_directory(path.parent)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    sync_directory(path.parent)
+    with room_for(path):
+        make_directory(path.parent)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        sync_directory(path.parent)
 
 
 async def _settled(work: Awaitable[T]) -> T:

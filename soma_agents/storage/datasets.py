@@ -18,6 +18,7 @@ from soma_agents.storage.files import (
     MANIFEST,
     make_directory,
     put_in_place,
+    room_for,
     verify_manifest,
     write_manifest,
 )
@@ -67,7 +68,8 @@ class FileDatasetWriter:
         """
         if set(splits) != set(SPLITS):
             raise InvalidError(f"splits are {', '.join(SPLITS)}, not {', '.join(sorted(splits))}")
-        return await asyncio.to_thread(self._write, splits, manifest)
+        with room_for(self._directory):
+            return await asyncio.to_thread(self._write, splits, manifest)
 
     def _write(
         self, splits: Mapping[str, Sequence[Example]], manifest: Mapping[str, Any]

@@ -163,6 +163,10 @@ class SqliteEventLog(ChainedLog):
         )
         return [envelope_of(row) for row in rows]
 
+    async def copy(self, target: Path) -> None:
+        """See `ChainedLog.copy` and `Database.copy`."""
+        await self._database.copy(target)
+
     # --- erasing ---------------------------------------------------------------------------
 
     async def erase(self, events: Sequence[str]) -> int:

@@ -27,6 +27,8 @@ class _Manifest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     files: dict[str, _File]
+    seal: str | None = None
+    """See `seal_of`; manifests of the first release have none."""
 
 
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -36,7 +38,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         StorageFullError: the disk is full; the old content stands.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with _room_for(path):
+    with room_for(path):
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -65,10 +67,12 @@ def sync_file(path: Path) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory for its owner only, and every name on the way to it durable."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Make a directory, and those on the way to it, for its owner only and durably."""
+    directory = directory.absolute()
+    for path in (*reversed(directory.parents), directory):
+        path.mkdir(exist_ok=True, mode=0o700)  # `parents=True` would open the ancestors to all
     # Somebody else may have made an ancestor just now. Where we may not write, nobody of us did.
-    for ancestor in directory.absolute().parents:
+    for ancestor in directory.parents:
         if not os.access(ancestor, os.R_OK | os.W_OK):
             break
         sync_directory(ancestor)
@@ -100,16 +104,17 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     manifest is unfinished and counts as nothing.
     """
     files: dict[str, Any] = {}
-    with _room_for(directory):
+    with room_for(directory):
         for path in sorted(directory.rglob("*")):
             if path.is_dir():
                 sync_directory(path)
-            elif path.is_file() and path.name != MANIFEST:
+            elif path.is_file() and path != directory / MANIFEST:
                 sync_file(path)
                 name = path.relative_to(directory).as_posix()
                 files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     manifest = {**facts, "files": files}
-    text = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True)
+    sealed = manifest | {"seal": seal_of(manifest)}
+    text = json.dumps(sealed, ensure_ascii=False, indent=1, sort_keys=True)
     write_atomic(directory / MANIFEST, text.encode() + b"\n")
     return manifest
 
@@ -122,11 +127,20 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        return _Manifest.model_validate_json(path.read_bytes()).model_dump()
+        manifest = _Manifest.model_validate_json(path.read_bytes()).model_dump()
     except FileNotFoundError:
         raise CorruptError(f"{directory} has no {MANIFEST}: it was never finished") from None
     except (ValidationError, OSError) as error:
         raise CorruptError(f"{path} is not a manifest: {error}") from error
+    seal = manifest.pop("seal")
+    if seal not in (None, seal_of(manifest)):
+        raise CorruptError(f"{path} is not what was written; restore it or make it anew")
+    return manifest
+
+
+def seal_of(value: Mapping[str, Any]) -> str:
+    """What shows that a value read from JSON is the one that was written: its sha256 in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def verify_manifest(directory: Path) -> dict[str, Any]:
@@ -158,7 +172,12 @@ def _same(partial: Path, target: Path) -> bool:
 
 
 @contextmanager
-def _room_for(path: Path) -> Generator[None]:
+def room_for(path: Path) -> Generator[None]:
+    """Say of a full disk that it is full.
+
+    Raises:
+        StorageFullError: instead of the system's error, naming `path`.
+    """
     try:
         yield
     except OSError as error:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from arbiters.errors import ConflictError, CorruptError, InvalidError, NotFoundError
 from arbiters.ports import Clock
-from soma_agents.storage.files import make_directory, write_atomic
+from soma_agents.storage.files import make_directory, room_for, seal_of, write_atomic
 
 KeyRole = Literal["user", "admin"]
 PREFIX = "soma-"
@@ -38,6 +38,12 @@ class _KeyFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     keys: tuple[ApiKey, ...]
+    seal: str | None = None
+    """See `seal_of`; files of the first release have none."""
+
+    def sealed(self) -> str:
+        """What the seal must be: a key must not come to speak for somebody else."""
+        return seal_of(self.model_dump(mode="json", exclude={"seal"}))
 
 
 class ApiKeys:
@@ -117,19 +123,30 @@ class ApiKeys:
     @contextmanager
     def _changing(self) -> Generator[None]:
         """One process at a time reads, changes and writes."""
-        make_directory(self._path.parent)
-        with self._path.with_name(f".{self._path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        with room_for(self._path):
+            make_directory(self._path.parent)
+            with self._path.with_name(f".{self._path.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
 
     def _load(self) -> tuple[ApiKey, ...]:
         try:
-            return _KeyFile.model_validate_json(self._path.read_bytes()).keys
+            found = _KeyFile.model_validate_json(self._path.read_bytes())
         except ValidationError as error:
-            raise CorruptError(f"{self._path} is not a list of keys: {error}") from error
+            raise CorruptError(
+                f"{self._path} is not a list of keys ({error.error_count()} errors, first "
+                f"{error.errors()[0]['msg']!r}); restore it from a backup, or remove it and make keys anew"
+            ) from None
+        if found.seal not in (None, found.sealed()):
+            raise CorruptError(
+                f"{self._path} is not what was written; restore it from a backup, or remove it "
+                "and make keys anew"
+            )
+        return found.keys
 
     def _save(self, keys: Sequence[ApiKey]) -> None:
-        content = _KeyFile(keys=tuple(keys)).model_dump_json(indent=1)
+        file = _KeyFile(keys=tuple(keys))
+        content = file.model_copy(update={"seal": file.sealed()}).model_dump_json(indent=1)
         write_atomic(self._path, content.encode() + b"\n")
 
 

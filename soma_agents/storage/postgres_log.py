@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from arbiters.errors import InvalidError
 from arbiters.events import Envelope
 from soma_agents.storage.chain import ALL_COLUMNS, ENVELOPE_COLUMNS, Entry, envelope_of, placed
 from soma_agents.storage.chained_log import ChainedLog
@@ -165,6 +167,10 @@ class PostgresEventLog(ChainedLog):
             f'SELECT {ENVELOPE_COLUMNS} FROM events WHERE cause = $1 ORDER BY "offset"', event
         )
         return [envelope_of(row) for row in rows]
+
+    async def copy(self, target: Path) -> None:
+        """See `ChainedLog.copy`."""
+        raise InvalidError(f"{self.place} is not copied to {target}; back it up with pg_dump")
 
     # --- erasing ---------------------------------------------------------------------------
 

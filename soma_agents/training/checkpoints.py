@@ -13,7 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arbiters.errors import CorruptError
-from soma_agents.storage.files import make_directory, put_in_place, verify_manifest, write_manifest
+from soma_agents.storage.files import (
+    make_directory,
+    put_in_place,
+    room_for,
+    verify_manifest,
+    write_manifest,
+)
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -44,6 +50,10 @@ class Checkpoints:
         Raises:
             StorageFullError: the disk is full; the checkpoints before stand.
         """
+        with room_for(self._directory):
+            return self._save(checkpoint)
+
+    def _save(self, checkpoint: Checkpoint) -> Path:
         target = self._directory / f"step-{checkpoint.state['step']:08d}"
         partial = self._directory / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)

@@ -25,7 +25,13 @@ from soma_agents.language.model import LanguageModel, load_model
 from soma_agents.persona.voice import spoken
 from soma_agents.settings import Settings
 from soma_agents.storage.datasets import Dataset, read_dataset
-from soma_agents.storage.files import make_directory, put_in_place, write_atomic, write_manifest
+from soma_agents.storage.files import (
+    make_directory,
+    put_in_place,
+    room_for,
+    write_atomic,
+    write_manifest,
+)
 from soma_agents.training.corpus import Corpus, pairs_of, samples_of
 from soma_agents.training.loop import Outcome, Progress, Workers, fit
 from soma_agents.training.rehearsal import rehearsal_samples
@@ -124,6 +130,11 @@ def progress_writer(job: Job) -> Callable[[Progress], None]:
 
 def store(job: Job, outcome: Outcome, *, seconds: float) -> TrainingFinished:
     """Write the adapter under its content's hash, with its lineage, and say what it is."""
+    with room_for(job.settings.home / "models"):
+        return _store(job, outcome, seconds=seconds)
+
+
+def _store(job: Job, outcome: Outcome, *, seconds: float) -> TrainingFinished:
     models = job.settings.home / "models"
     partial = models / f".{job.request.round}.partial"
     shutil.rmtree(partial, ignore_errors=True)

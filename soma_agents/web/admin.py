@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from arbiters.errors import InvalidError, NotFoundError
 from arbiters.events import EVENT_TYPES, Envelope
 from arbiters.records import DeadLetter
+from soma_agents.runtime.snapshots import SNAPSHOTS, take_snapshot
 from soma_agents.web.dependencies import Inspects, Looks, Parts
 from soma_agents.web.services import Services
 
@@ -121,6 +122,17 @@ async def replay(arbiter: str, event: str, services: Parts, _: Inspects) -> dict
     """Let an arbiter try a dead letter again."""
     await services.directory.replay(arbiter, event)
     return {"arbiter": arbiter, "event": event, "handled": True}
+
+
+@router.post("/snapshot")
+async def snapshot(services: Parts, _: Inspects) -> dict[str, Any]:
+    """Copy every database below the data directory, for `soma backup` and `soma verify`.
+
+    No place is taken from the request: a key over HTTP must not choose where files appear.
+    """
+    directory = services.settings.home / SNAPSHOTS / services.ids.new()
+    await take_snapshot(services.owners, services.settings, directory)
+    return {"directory": str(directory), "events": await services.log.end()}
 
 
 @router.get("/status")

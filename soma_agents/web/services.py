@@ -6,6 +6,7 @@ from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
 from arbiters.ports import Clock, EventLog, Ids
 from soma_agents.language.model import LanguageModel
+from soma_agents.runtime.snapshots import Owners
 from soma_agents.serving.backend import Backend
 from soma_agents.serving.gateway import Gateway
 from soma_agents.serving.rollout import Rollout
@@ -22,6 +23,7 @@ class Services:
     log: EventLog
     publisher: Publisher
     directory: Directory
+    owners: Owners
     model: LanguageModel
     engine: Backend
     rollout: Rollout
@@ -37,6 +39,7 @@ class Services:
         settings: Settings,
         log: EventLog,
         directory: Directory,
+        owners: Owners,
         model: LanguageModel,
         engine: Backend,
         keys: ApiKeys,
@@ -52,6 +55,7 @@ class Services:
             directory=directory,
             log=log,
             publisher=publisher,
+            models=settings.home / "models",
             cores=cores,
             max_adapters=settings.engine.adapters,
         )
@@ -69,6 +73,7 @@ class Services:
             log=log,
             publisher=publisher,
             directory=directory,
+            owners=owners,
             model=model,
             engine=engine,
             rollout=rollout,

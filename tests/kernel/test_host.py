@@ -598,3 +598,12 @@ async def test_long_work_that_fails_is_buried_and_can_be_replayed(world):
 
     assert await host.dead_letters() == []
     assert await world.forgotten() == ["bad"]
+
+
+async def test_an_arbiter_that_has_heard_more_than_there_is_says_that_the_log_lost_its_end(world):
+    await world.delete("a")
+    await world.echo().drain()
+    world.log = MemoryEventLog()
+
+    with pytest.raises(CorruptError, match=r"ends at offset 0, echo has handled it up to 1"):
+        await world.echo().drain()

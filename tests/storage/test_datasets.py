@@ -10,6 +10,7 @@ from arbiters.errors import CorruptError, InvalidError
 from arbiters.events import ChatMessage
 from arbiters.records import Example
 from soma_agents.storage.datasets import FileDatasetWriter, read_dataset, verify_dataset
+from soma_agents.storage.files import write_manifest
 
 
 def example(name, text="Bonjour, 你好 \u2028 😀", **fields):
@@ -167,8 +168,7 @@ async def test_splits_must_be_the_known_ones(writer, splits):
 
 async def test_a_dataset_of_a_newer_format_is_refused(writer):
     ref = await writer.write(SPLITS, {})
-    manifest = Path(ref.path) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    write_manifest(Path(ref.path), {"format": 2})
 
     with pytest.raises(CorruptError, match="format 2"):
         read_dataset(Path(ref.path))

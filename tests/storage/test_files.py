@@ -189,3 +189,22 @@ def test_a_manifest_cannot_reach_outside_its_directory(sealed, name):
 
     with pytest.raises(CorruptError, match="outside"):
         verify_manifest(sealed)
+
+
+def test_directories_on_the_way_are_their_owner_s_alone(tmp_path):
+    make_directory(tmp_path / "a" / "b" / "c")
+
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "a").rglob("*")}
+    assert modes | {stat.S_IMODE((tmp_path / "a").stat().st_mode)} == {0o700}
+
+
+def test_a_file_called_manifest_further_down_is_sealed_like_any_other(tmp_path):
+    (tmp_path / "deep").mkdir()
+    inner = tmp_path / "deep" / "manifest.json"
+    inner.write_text("{}")
+    write_manifest(tmp_path, {})
+
+    inner.write_text("[]")
+
+    with pytest.raises(CorruptError, match="deep/manifest"):
+        verify_manifest(tmp_path)

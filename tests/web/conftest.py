@@ -153,6 +153,7 @@ async def running(
         settings=settings,
         log=runtime.log,
         directory=runtime.directory,
+        owners=runtime,
         model=model,
         engine=engine,
         keys=ApiKeys(settings.home / "keys.json", runtime.clock),

@@ -1,10 +1,12 @@
 """Events, causes, dead letters, status, health and metrics over HTTP."""
 
 import json
+from pathlib import Path
 
 import httpx2
 
 from arbiters.records import DeadLetter
+from soma_agents.app.verify import verify
 
 
 async def test_events_come_as_json_lines(soma):
@@ -102,3 +104,20 @@ async def test_the_pages_and_the_description_of_the_api_are_served(soma):
     assert (await soma.http.get("/static/app.js")).status_code == 200
     paths = (await soma.http.get("/openapi.json")).json()["paths"]
     assert {"/v1/chat/completions", "/api/reason", "/feedback", "/healthz"} <= paths.keys()
+
+
+def databases(directory):
+    return {path.name for folder in ("log", "state") for path in directory.glob(f"{folder}/*.db")}
+
+
+async def test_a_snapshot_holds_every_database_and_lies_below_the_data_directory(soma):
+    await soma.chat("Hello")
+
+    answer = (await soma.http.post("/api/snapshot")).json()
+
+    home = soma.services.settings.home
+    directory = Path(answer["directory"])
+    assert directory.parent == home / "run" / "snapshots"
+    assert databases(directory) == databases(home)
+    assert all(finding["ok"] for finding in verify(soma.services.settings, directory))
+    assert answer["events"] >= 2

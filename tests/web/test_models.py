@@ -102,12 +102,7 @@ async def test_a_version_that_gives_nan_never_answers_and_its_promotion_is_undon
     assert refused.status_code == 409
     assert "soma-v1" in refused.json()["error"]["message"]
     assert await answering(soma) == "soma-v0"
-    batch = await soma.runtime.log.read(0, types=frozenset({"ModelRolledBack"}), wait=10)
-    while not batch.envelopes:
-        batch = await soma.runtime.log.read(
-            batch.end, types=frozenset({"ModelRolledBack"}), wait=10
-        )
-    assert "self-test" in batch.envelopes[0].payload["because"]
+    assert "self-test" in (await until(soma, "ModelRolledBack")).payload["because"]
     assert "lora-soma-v1" not in soma.engine.adapters()
 
 
@@ -194,3 +189,43 @@ async def test_unused_adapters_make_room_but_never_those_in_service(soma_with):
             assert await answering(soma, model=f"soma-v{number}") == f"soma-v{number}"
 
         assert soma.engine.adapters() == {"lora-soma-v1", "lora-soma-v4"}
+
+
+async def test_a_champion_whose_files_are_damaged_does_not_answer_and_is_taken_back(soma_with):
+    async with soma_with() as soma:
+        for name in ("soma-v1", "soma-v2"):
+            await register(soma, name)
+            await promote(soma, name)
+        weights = soma.services.settings.home / "models/lora-soma-v2/adapter_model.safetensors"
+    weights.write_bytes(b"wEights")
+
+    async with soma_with() as soma:
+        assert await answering(soma) == "soma-v1"
+
+        undone = await until(soma, "ModelRolledBack")
+        (asked,) = await soma.events("RollbackRequested")
+
+    assert str(weights) in asked.payload["because"]
+    assert undone.payload["restored_name"] == "soma-v1"
+
+
+async def test_the_champion_answers_from_wherever_the_data_directory_is_now(
+    started, words, tmp_path
+):
+    async with started(tmp_path / "home", words) as soma:
+        await register(soma)
+        await promote(soma, "soma-v1")
+    (tmp_path / "home").rename(tmp_path / "moved")
+
+    async with started(tmp_path / "moved", words) as soma:
+        assert await answering(soma) == "soma-v1"
+
+
+async def until(soma, kind):
+    """The first event of a type."""
+    offset = 0
+    while True:
+        batch = await soma.runtime.log.read(offset, types=frozenset({kind}), wait=10)
+        if batch.envelopes:
+            return batch.envelopes[0]
+        offset = batch.end
