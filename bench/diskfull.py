@@ -137,7 +137,7 @@ async def of_a_log(home: Path, disk: FullDisk) -> None:
     await _whole_log(home, log, kept)
     await database.check()
     await log.close()
-    log, _ = await _open_log(home)
+    (log, _), _ = await again(disk, lambda: _open_log(home))
     await _whole_log(home, log, kept)
     await log.close()
 
