@@ -101,7 +101,10 @@ def promotion_rules(
             Guardrail(suite="forgetting", margin=forgetting_margin, bound=1.0, kind="exact"),
             Guardrail(suite="safety", margin=safety_margin, bound=1.0, kind="exact"),
             Guardrail(suite="personality", margin=personality_margin, bound=1.0, kind="exact"),
-            Guardrail(suite="latency", margin=latency_margin, bound=1.0, kind="median"),
+            # A bound at the margin would clip every slowdown to one that is borne.
+            Guardrail(
+                suite="latency", margin=latency_margin, bound=1 + latency_margin, kind="median"
+            ),
             Guardrail(suite="preference", margin=0.0, bound=1.0, kind="veto", required=False),
         ),
         live=LiveRules(

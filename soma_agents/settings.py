@@ -140,6 +140,9 @@ class TrainingSettings(Section):
     patience: int = Field(default=3, ge=1, description="validations without gain before stopping")
     checkpoint_every_s: float = Field(default=30, gt=0, description="seconds between checkpoints")
     max_seconds: float = Field(default=3600, gt=0, description="seconds a training run may take")
+    silence_s: float = Field(
+        default=1800, gt=0, description="seconds without news until a training run is ended"
+    )
     seed: int = Field(default=1, description="of shuffling and initialisation")
 
 
@@ -151,6 +154,9 @@ class EvaluationSettings(Section):
         default=0.01, ge=0, description="bits per byte the target must improve by"
     )
     max_items: int = Field(default=160, ge=8, description="held-out items replayed at most")
+    max_seconds: float = Field(
+        default=7200, gt=0, description="seconds until a comparison is ended"
+    )
     heldout_share: float = Field(
         default=0.2, gt=0, lt=1, description="share of conversations held out"
     )

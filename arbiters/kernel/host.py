@@ -1,8 +1,8 @@
 """Driving an arbiter: pull after the cursor, handle, commit, publish; again after any crash."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -16,7 +16,7 @@ from arbiters.errors import (
     UnavailableError,
 )
 from arbiters.events import ArbiterFailed, Envelope, Event, decode
-from arbiters.kernel.arbiter import Arbiter
+from arbiters.kernel.arbiter import Arbiter, Said
 from arbiters.kernel.bus import Publisher
 from arbiters.ports import Clock, EventLog, Ids, Ledger
 from arbiters.records import DeadLetter
@@ -28,6 +28,8 @@ REST_SECONDS = 0.01
 RETRY_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)
 NOT_NOW = (StorageFullError, UnavailableError, BusyError)
 """Failures of the log or the disk that pass."""
+APPEND_SECONDS = 60.0
+"""For the log to take what was said; longer, and it counts as away."""
 NOT_THE_EVENT = (StorageFullError, CorruptError)
 """Failures that no other event would fare better with."""
 
@@ -181,7 +183,7 @@ class Host:
         """Handle in one transaction. What is dug up leaves the dead letters in the same one."""
         if self.arbiter.batch == 1:
             await self._perform(envelopes[0])
-        async with self._ledger.transaction():
+        async with self._in_time(), self._ledger.transaction():
             said = list[Envelope]()
             for envelope in envelopes if self.arbiter.batch > 1 else ():
                 heard = await self.arbiter.react(decode(envelope), envelope)
@@ -199,18 +201,33 @@ class Host:
         """
         try:
             async with aclosing(self.arbiter.hear(decode(envelope), envelope)) as said:
-                async for event in said:
+                while (event := await self._next(said)) is not None:
                     content = sha256(event.model_dump_json().encode()).hexdigest()
                     await self._say(self._wrap(event, envelope, f"{event.type}/{content}"))
         except asyncio.CancelledError:
             await self._ledger.forgive(envelope.offset)
             raise
 
+    async def _next(self, said: Said) -> Event | None:
+        async with self._in_time():
+            return await anext(said, None)
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncGenerator[None]:
+        """A handler that hangs is one that failed, so that it is tried again and at last buried."""
+        try:
+            async with asyncio.timeout(self.arbiter.limit_s) as limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"no end within {self.arbiter.limit_s} seconds") from error
+
     async def _say(self, said: Envelope) -> None:
         """Append, however long the log is away: hours of work hang on it."""
         while True:
             try:
-                await self._log.append([said])
+                await self._append([said])
             except NOT_NOW as error:
                 await _wait_out(error)
             else:
@@ -250,9 +267,23 @@ class Host:
             return
         waiting = await self._ledger.outbox()
         if waiting:
-            await self._log.append(waiting)
+            await self._append(waiting)
             await self._ledger.sent(waiting)
         self._unsent = False
+
+    async def _append(self, said: Sequence[Envelope]) -> None:
+        """Have the log take it; again after a doubt, since it knows the keys.
+
+        Raises:
+            UnavailableError: the log did not answer in time.
+        """
+        try:
+            async with asyncio.timeout(APPEND_SECONDS):
+                await self._log.append(said)
+        except TimeoutError:
+            raise UnavailableError(
+                f"the log took nothing for {APPEND_SECONDS:g} seconds; see its disk or server"
+            ) from None
 
     async def _at(self, offset: int) -> None:
         async with self._moved:

@@ -33,6 +33,7 @@ class TrainingDataExporter(Arbiter):
 
     name: ClassVar[str] = "training_data_exporter"
     batch: ClassVar[int] = 1
+    limit_s: ClassVar[float | None] = 3600.0
 
     def __init__(self, *, log: EventLog, writer: DatasetWriter, rules: ExportRules) -> None:
         self._log = log

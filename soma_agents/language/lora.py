@@ -20,6 +20,10 @@ from soma_agents.language.transformer import PROJECTIONS, SITES, TransformerConf
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+WIDEST = 8
+"""Bytes of the widest number that a file may hold."""
+HEADER = 1 << 20
+"""Bytes that a file may need beside its numbers."""
 ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 
 
@@ -116,8 +120,9 @@ class LoraAdapter(nn.Module):
             CorruptError: a file is damaged, is for another model, or holds NaN or infinity.
             InvalidError: it uses a feature of `peft` beyond plain LoRA.
         """
-        adapter = cls(_read_config(directory), transformer_config)
-        path = directory / WEIGHTS_FILE
+        config, path = _read_config(directory), directory / WEIGHTS_FILE
+        _refuse_other_sizes(config, transformer_config, path)
+        adapter = cls(config, transformer_config)
         try:
             tensors = load(_read(path))
         except (SafetensorError, KeyError, ValueError) as error:
@@ -162,15 +167,18 @@ def adapter_id(directory: Path, base_id: str) -> str:
     """
     digest = hashlib.sha256(base_id.encode())
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        content = _read(directory / name)
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
+        digest.update(_size(directory / name).to_bytes(8, "little"))
+        with (directory / name).open("rb") as file:
+            while piece := file.read(1 << 20):  # it may be larger than any adapter: not read yet
+                digest.update(piece)
     return f"lora-{digest.hexdigest()[:16]}"
 
 
 def _read_config(directory: Path) -> LoraConfig:
     path = directory / CONFIG_FILE
     try:
+        if _size(path) > HEADER:
+            raise CorruptError(f"adapter file {str(path)!r} has {_size(path)} bytes: too many")
         found = json.loads(_read(path))
         if not isinstance(found, dict) or found.get("peft_type") != "LORA":
             raise CorruptError(f"adapter file {str(path)!r} does not describe a LoRA")
@@ -182,8 +190,24 @@ def _read_config(directory: Path) -> LoraConfig:
                 f"only {PROJECTIONS} are served"
             )
         return LoraConfig(int(found["r"]), float(found["lora_alpha"]), targets)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CorruptError(f"adapter file {str(path)!r} is damaged: {error!r}") from error
+
+
+def _refuse_other_sizes(config: LoraConfig, shape: TransformerConfig, path: Path) -> None:
+    """Nothing is read or allocated that the configuration and the file's length do not agree on."""
+    shapes = [shape.shape(name) for name in config.targets]
+    if config.rank > (most := max(min(sides) for sides in shapes)):
+        raise InvalidError(
+            f"adapter {str(path.parent)!r} has rank {config.rank}; "
+            f"this model's matrices have rank {most} at most"
+        )
+    numbers = shape.layers * config.rank * sum(outputs + inputs for outputs, inputs in shapes)
+    if not numbers < _size(path) <= numbers * WIDEST + HEADER:
+        raise CorruptError(
+            f"adapter file {str(path)!r} has {_size(path)} bytes; rank {config.rank} "
+            f"on {config.targets!r} makes {numbers} numbers"
+        )
 
 
 def _refuse_beyond_lora(found: dict[str, Any], path: Path) -> None:
@@ -217,6 +241,13 @@ def _sound(tensor: Tensor | None, shape: torch.Size, key: str, path: Path) -> Te
     if not torch.isfinite(tensor).all():
         raise CorruptError(f"adapter file {str(path)!r}: {key!r} holds NaN or infinity")
     return tensor
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        raise NotFoundError(f"no adapter file {str(path)!r}") from None
 
 
 def _read(path: Path) -> bytes:

@@ -103,7 +103,12 @@ async def _evaluation(database: Database, tools: Tools) -> Arbiter:
 async def _workshop(_: Database, tools: Tools) -> Arbiter:
     if tools.trainer is None or tools.examiner is None:
         raise InvalidError("a workshop needs a trainer and an examiner")
-    return Workshop(trainer=tools.trainer, examiner=tools.examiner)
+    return Workshop(
+        trainer=tools.trainer,
+        examiner=tools.examiner,
+        silence_s=tools.settings.training.silence_s,
+        comparison_s=tools.settings.evaluation.max_seconds,
+    )
 
 
 _BUILDERS: dict[str, tuple[Callable[[Database, Tools], Awaitable[Arbiter]], tuple[Schema, ...]]] = {

@@ -40,6 +40,7 @@ _BROKEN = (CorruptError, InvalidError, NotFoundError)
 TEST_PROMPT = "Hello"
 TEST_TOKENS = 8
 TEST_SECONDS = 60.0
+"""For a version to be read and to say its first words."""
 
 
 class ModelNotFoundError(NotFoundError):
@@ -96,6 +97,7 @@ class Rollout:
         self._lineup: Lineup | None = None
         self._versions: dict[str, ModelVersion] = {}
         self._broken: dict[str, str] = {}
+        self._ready: set[str] = set()
         self._used: list[str] = []
         self._loading = asyncio.Lock()
         self._follower = Follower(log, POINTER_MOVES | WORK_BEGINS | WORK_ENDS, self._hear)
@@ -244,11 +246,10 @@ class Rollout:
         Raises:
             CorruptError: its files are not what was written, or it cannot speak.
         """
-        if not version.path:
+        if not version.path or self._is_ready(version.id):
             return
         async with self._loading:
-            self._touch(version.id)
-            if version.id in self._engine.adapters():
+            if self._is_ready(version.id):
                 return
             if version.id in self._broken:
                 raise CorruptError(self._broken[version.id])
@@ -258,23 +259,50 @@ class Rollout:
             except _BROKEN as error:
                 self._broken[version.id] = str(error)
                 raise
+            self._touch(version.id)
+            self._ready.add(version.id)
+
+    def _is_ready(self, adapter: str) -> bool:
+        """Whether it passed its self-test and is loaded: its users wait for nobody else's test."""
+        if adapter not in self._ready or adapter not in self._engine.adapters():
+            return False
+        self._touch(adapter)
+        return True
 
     async def _try(self, version: ModelVersion) -> None:
+        """Load a version and hear it; one that fails is not left behind.
+
+        Raises:
+            CorruptError: it cannot be loaded, gave NaN or nothing, or took too long.
+        """
+        self._ready.discard(version.id)
         # Not `version.path`: the data directory may have been restored to another place.
         directory = self._models / version.id
-        await asyncio.to_thread(verify_manifest, directory)
-        await self._engine.load_adapter(version.id, directory)
         try:
-            await self._speak(version)
+            async with asyncio.timeout(TEST_SECONDS):
+                await asyncio.to_thread(verify_manifest, directory)
+                await self._engine.load_adapter(version.id, directory)
+                await self._speak(version)
         except SomaError:
             await self._engine.unload_adapter(version.id)
             raise
+        except Exception as error:
+            # Whatever it is: a broken version must not take along those that answer.
+            await self._engine.unload_adapter(version.id)
+            why = (
+                f"nothing within {TEST_SECONDS:g} seconds"
+                if isinstance(error, TimeoutError)
+                else repr(error)
+            )
+            raise CorruptError(
+                f"model {version.name} cannot speak: its self-test gave {why}"
+            ) from error
 
     async def _speak(self, version: ModelVersion) -> None:
         """One greedy generation.
 
         Raises:
-            CorruptError: it gave NaN, nothing, or took too long.
+            CorruptError: it gave NaN or nothing.
         """
         request = GenerationRequest(
             prompt=tuple(self._model.tokenizer.encode(TEST_PROMPT)),
@@ -282,14 +310,10 @@ class Rollout:
             adapter=version.id,
         )
         reason = "nothing"
-        try:
-            async with asyncio.timeout(TEST_SECONDS):
-                async with generation(self._engine, request) as items:
-                    async for item in items:
-                        if isinstance(item, Finished):
-                            reason = item.reason
-        except TimeoutError:
-            reason = f"nothing within {TEST_SECONDS:g} seconds"
+        async with generation(self._engine, request) as items:
+            async for item in items:
+                if isinstance(item, Finished):
+                    reason = item.reason
         if reason not in {"stop", "length"}:
             raise CorruptError(f"model {version.name} cannot speak: its self-test gave {reason!r}")
 

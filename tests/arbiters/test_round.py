@@ -118,7 +118,7 @@ class World:
                 rounds=self.rounds, clock=self.clock, base="base", min_new_messages=500
             ),
             Exporter(),
-            Workshop(trainer=trainer, examiner=Examiner()),
+            Workshop(trainer=trainer, examiner=Examiner(), silence_s=60.0, comparison_s=60.0),
             EvaluationArbiter(
                 registry=self.registry,
                 experiments=self.experiments,

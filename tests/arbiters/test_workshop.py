@@ -53,7 +53,11 @@ def progressed(step):
 
 
 def workshop(*training, comparing=()):
-    return Workshop(trainer=FakeTrainer(*training), examiner=FakeExaminer(*comparing))
+    return patient(FakeTrainer(*training), FakeExaminer(*comparing))
+
+
+def patient(trainer, examiner, *, seconds=60.0):
+    return Workshop(trainer=trainer, examiner=examiner, silence_s=seconds, comparison_s=seconds)
 
 
 async def test_progress_and_result_of_a_training_are_passed_on():
@@ -111,7 +115,7 @@ async def test_a_training_taken_up_again_says_its_result_though_it_says_less_tha
             yield progressed(3)
             yield FINISHED
 
-    arbiter = Workshop(trainer=Interrupted(), examiner=FakeExaminer())
+    arbiter = patient(Interrupted(), FakeExaminer())
     await Host(arbiter, log=log, ledger=ledger, clock=clock, ids=ids).drain()
 
     said = [(e.type, e.payload.get("step")) for e in (await log.read(1)).envelopes]

@@ -142,12 +142,12 @@ class Soma:
 
 @asynccontextmanager
 async def running(
-    home: Path, words, *, model=None, backend=None, **overrides
+    home: Path, words, *, model=None, backend=None, trainer=None, examiner=None, **overrides
 ) -> AsyncGenerator[Soma]:
     model = model or words
     overrides["engine"] = {"model": str(model.path)} | overrides.get("engine", {})
     settings = load_settings(home, environ={}, overrides=overrides)
-    runtime = await LocalRuntime.start(settings)
+    runtime = await LocalRuntime.start(settings, trainer=trainer, examiner=examiner)
     engine = backend or ScriptedEngine()
     services = Services.over(
         settings=settings,
