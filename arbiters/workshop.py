@@ -64,8 +64,9 @@ class Workshop(Arbiter):
         Raises:
             _SilentError: it says nothing; it is ended by then.
         """
+        limit = asyncio.timeout(self._silence_s)
         try:
-            async with asyncio.timeout(self._silence_s) as limit:
+            async with limit:
                 return await anext(training, None)
         except TimeoutError:
             if limit.expired():
@@ -75,8 +76,9 @@ class Workshop(Arbiter):
     @on(ComparisonRequested)
     async def compare(self, event: ComparisonRequested, _: Envelope) -> Said:
         """Replay the held-out material through both models."""
+        limit = asyncio.timeout(self._comparison_s)
         try:
-            async with asyncio.timeout(self._comparison_s) as limit:
+            async with limit:
                 said = await self._examiner.compare(event)
         except TimeoutError:
             if not limit.expired():

@@ -215,8 +215,9 @@ class Host:
     @asynccontextmanager
     async def _in_time(self) -> AsyncGenerator[None]:
         """A handler that hangs is one that failed, so that it is tried again and at last buried."""
+        limit = asyncio.timeout(self.arbiter.limit_s)
         try:
-            async with asyncio.timeout(self.arbiter.limit_s) as limit:
+            async with limit:
                 yield
         except TimeoutError as error:
             if not limit.expired():

@@ -142,7 +142,7 @@ class Subscriber:
         """Open its file."""
         path, fate = home / f"{kind.name}.db", Fate()
         database = await Database.open(path, SqliteLedger.schema, EFFECTS)
-        host = _host(kind, database, fate, log, clock, ids)
+        host = _host(kind, database, fate, log=log, clock=clock, ids=ids)
         return cls(kind, path, fate, database, host)
 
     async def live(self, log: EventLog, clock: Clock, ids: Ids, *, reopened: bool) -> None:
@@ -150,7 +150,7 @@ class Subscriber:
         if reopened:
             await self.database.close()
             self.database = await Database.open(self.path, SqliteLedger.schema, EFFECTS)
-        self.host = _host(self.kind, self.database, self.fate, log, clock, ids)
+        self.host = _host(self.kind, self.database, self.fate, log=log, clock=clock, ids=ids)
 
     async def effects(self) -> list[str]:
         """Ids of what was heard, in order."""
@@ -159,7 +159,13 @@ class Subscriber:
 
 
 def _host(
-    kind: type[_Subscriber], database: Database, fate: Fate, log: EventLog, clock: Clock, ids: Ids
+    kind: type[_Subscriber],
+    database: Database,
+    fate: Fate,
+    *,
+    log: EventLog,
+    clock: Clock,
+    ids: Ids,
 ) -> Host:
     ledger = FragileLedger(database, fate)
     return WatchedHost(fate, kind(database, fate), log=log, ledger=ledger, clock=clock, ids=ids)
