@@ -1,5 +1,5 @@
 # Two commands do everything: `make up` and `make test`.
-.PHONY: up down setup test check format lock clean
+.PHONY: soak up down setup test check format lock clean
 
 up: setup          ## start SOMA and print its address
 	.venv/bin/soma up
@@ -18,6 +18,14 @@ check: setup       ## formatting, lint, types, import contracts
 
 test: setup        ## every test a change needs
 	.venv/bin/python -m pytest
+
+soak: setup        ## what takes hours: kills, power cuts, histories, Ray's head
+	.venv/bin/python -m bench.kills --kills 20000
+	.venv/bin/python -m bench.powercut --cuts 20000
+	.venv/bin/python -m bench.states --runs 1000 --steps 50
+	.venv/bin/python -m bench.restore --messages 1000
+	.venv/bin/python -m bench.diskfull
+	.venv/bin/python -m bench.heads --rounds 4
 
 format: setup      ## let the formatter decide
 	.venv/bin/ruff format .
