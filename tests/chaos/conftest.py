@@ -88,7 +88,8 @@ class Daemon:
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory):
     """One SOMA for all of these tests; at the end nothing of it must be left."""
-    daemon = Daemon(tmp_path_factory.mktemp("chaos"))
+    small = {"SOMA_TRAINING__MAX_STEPS": "4", "SOMA_EVALUATION__MAX_ITEMS": "40"}
+    daemon = Daemon(tmp_path_factory.mktemp("chaos"), **small)
     daemon.up()
     everything = [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
     yield daemon
