@@ -10,6 +10,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import pyarrow.parquet  # noqa: F401 — or the first export would take as long as a hang
 import pytest
 
 from arbiters.errors import StorageFullError
@@ -49,8 +50,9 @@ MOMENTS = {
     "told": "the log has it, and whoever told it does not know",
 }
 FOR_GOOD = 1_000
-LIMIT_S = 0.3
-"""Of whatever hangs in these rounds."""
+LIMIT_S = 0.4
+PATIENT_S = 60.0
+"""Limits where something is to hang, and where nothing is."""
 
 
 @dataclass
@@ -65,6 +67,11 @@ class Failpoint:
 
     def __str__(self) -> str:
         return f"{self.fault} {self.moment} {self.step}".replace(" ", "-")
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds that anything may take."""
+        return LIMIT_S if self.fault == "hang" else PATIENT_S
 
     @property
     def strikes(self) -> int:
@@ -211,7 +218,7 @@ def better(**found: float) -> tuple[Observation, ...]:
 # --- a SOMA around them --------------------------------------------------------------------
 
 
-def settings_of(home: Path) -> Settings:
+def settings_of(home: Path, limit_s: float) -> Settings:
     """Of a home whose model is never loaded."""
     home.mkdir(exist_ok=True)
     model = home / "words.gguf"
@@ -221,8 +228,8 @@ def settings_of(home: Path) -> Settings:
         environ={},
         overrides={
             "engine": {"model": str(model)},
-            "training": {"min_examples": 4, "silence_s": LIMIT_S},
-            "evaluation": {"max_seconds": LIMIT_S},
+            "training": {"min_examples": 4, "silence_s": limit_s},
+            "evaluation": {"max_seconds": limit_s},
         },
     )
 
@@ -238,9 +245,9 @@ def _struck(failpoint: Failpoint) -> Iterator[None]:
         patch.setattr(local, "open_log", opened)
         patch.setattr(host, "RETRY_SECONDS", (0.0,) * 5)
         patch.setattr(host, "POLL_SECONDS", 0.05)
-        patch.setattr(host, "APPEND_SECONDS", LIMIT_S)
-        patch.setattr(Arbiter, "limit_s", LIMIT_S)
-        patch.setattr(TrainingDataExporter, "limit_s", LIMIT_S)
+        patch.setattr(host, "APPEND_SECONDS", failpoint.limit_s)
+        patch.setattr(Arbiter, "limit_s", failpoint.limit_s)
+        patch.setattr(TrainingDataExporter, "limit_s", failpoint.limit_s)
         yield
 
 
@@ -249,7 +256,9 @@ async def running(home: Path, failpoint: Failpoint) -> AsyncGenerator[LocalRunti
     """A SOMA with real storage, from its start to its end."""
     with _struck(failpoint):
         soma = await LocalRuntime.start(
-            settings_of(home), trainer=Trainer(failpoint), examiner=Examiner(failpoint)
+            settings_of(home, failpoint.limit_s),
+            trainer=Trainer(failpoint),
+            examiner=Examiner(failpoint),
         )
         try:
             yield soma

@@ -43,7 +43,7 @@ def exercised(request):
 def processes():
     """Processes that are made in a moment, since they inherit what is imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "soma_agents.runtime.local"])
+    context.set_forkserver_preload(["pytest", "pyarrow.parquet", "soma_agents.runtime.local"])
     return context
 
 
