@@ -124,4 +124,4 @@ async def test_a_dataset_that_was_changed_is_refused(settings):
     facts["id"] = "0" * 16
     (manifest / "manifest.json").write_text(json.dumps(facts))
 
-    assert "its manifest says" in failure(settings, request)
+    assert "is not what was written" in failure(settings, request)
