@@ -90,7 +90,7 @@ async def _drain(log: ChainedLog, hosts: Mapping[str, Opened]) -> None:
 Table = Sequence[Mapping[str, Any]]
 
 
-def _tables(path: Path) -> dict[str, Table]:
+def _tables(path: Path) -> Mapping[str, Table]:
     """Every row of every table, in the order of writing; the search index is made of others."""
     database = sqlite3.connect(path)
     database.row_factory = sqlite3.Row

@@ -88,17 +88,23 @@ class ScriptedExaminer:
         """See `Examiner.compare`."""
         await asyncio.sleep(self._pause)
         fate = fate_of(request.round)
-        known = {
-            "round": request.round,
-            "experiment": request.experiment,
-            "candidate": request.candidate,
-        }
         if fate == "unmeasurable":
-            return ComparisonFailed(**known, because="the script says so")
+            return ComparisonFailed(
+                round=request.round,
+                experiment=request.experiment,
+                candidate=request.candidate,
+                because="the script says so",
+            )
         values = dict.fromkeys(_GUARDRAILS, _CHAMPION) | {"target": _TARGET[fate]}
         observations = tuple(
             Observation(suite=suite, item=str(item), champion=_CHAMPION, candidate=value)
             for suite, value in values.items()
             for item in range(ITEMS)
         )
-        return ComparisonFinished(**known, observations=observations, seconds=1.0)
+        return ComparisonFinished(
+            round=request.round,
+            experiment=request.experiment,
+            candidate=request.candidate,
+            observations=observations,
+            seconds=1.0,
+        )

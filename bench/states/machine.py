@@ -110,10 +110,14 @@ class Bus(RuleBasedStateMachine):
         """A batch, or all there is."""
         host = self.subscribers[who].host
         self.run(host.drain() if everything else host.step(wait=0))
+        if everything:
+            assert self.run(host._ledger.outbox()) == []  # noqa: SLF001
 
-    @rule(who=kinds, place=st.sampled_from(PLACES), reopened=st.booleans())
-    def die(self, who: str, place: Place, reopened: bool) -> None:
-        """Die somewhere in a batch and live again."""
+    @rule(who=kinds, place=st.sampled_from(PLACES), late=st.booleans(), reopened=st.booleans())
+    def die(self, who: str, place: Place, late: bool, reopened: bool) -> None:
+        """Die somewhere in a batch, perhaps in the last there is, and live again."""
+        if late:
+            self.hear(who, everything=True)
         self.publish(["red"])
         subscriber = self.subscribers[who]
         subscriber.fate.dies = place
