@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from arbiters.errors import CorruptError
@@ -125,3 +127,55 @@ async def test_a_training_taken_up_again_says_its_result_though_it_says_less_tha
         ("TrainingProgressed", 3),
         ("TrainingFinished", None),
     ]
+
+
+class Hanging:
+    """Says what it is given, then nothing any more."""
+
+    def __init__(self, *said):
+        self._said = said
+        self.ended = False
+
+    async def train(self, _):
+        try:
+            for said in self._said:
+                yield said
+            await asyncio.Event().wait()
+        finally:
+            self.ended = True
+
+    async def compare(self, _):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended = True
+
+
+async def test_a_training_that_says_nothing_any_more_is_ended_and_has_failed():
+    trainer = Hanging(progressed(1))
+
+    *_, last = await react(patient(trainer, FakeExaminer(), seconds=0.01), TRAIN)
+
+    assert last == TrainingFailed(
+        round="r1", because="the training said nothing for 0.01 seconds and was ended"
+    )
+    assert trainer.ended
+
+
+async def test_a_comparison_that_does_not_end_is_ended_and_has_failed():
+    examiner = Hanging()
+
+    (said,) = await react(patient(FakeTrainer(), examiner, seconds=0.01), COMPARE)
+
+    assert isinstance(said, ComparisonFailed)
+    assert said.because == "the comparison was not over within 0.01 seconds"
+    assert examiner.ended
+
+
+@pytest.mark.parametrize("request_", [TRAIN, COMPARE])
+async def test_a_timeout_of_their_own_is_left_to_the_host(request_):
+    own = TimeoutError("a server did not answer")
+    arbiter = patient(FakeTrainer(own), FakeExaminer(own))
+
+    with pytest.raises(TimeoutError, match="a server"):
+        await react(arbiter, request_)

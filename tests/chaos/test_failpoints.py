@@ -43,7 +43,8 @@ def exercised(request):
 def processes():
     """Processes that are made in a moment, since they inherit what is imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "pyarrow.parquet", "soma_agents.runtime.local"])
+    slow = ["pyarrow.parquet", "textstat", "emoji", "vaderSentiment.vaderSentiment"]
+    context.set_forkserver_preload(["pytest", "soma_agents.runtime.local", *slow])
     return context
 
 

@@ -162,6 +162,17 @@ def test_the_frozen_suite_is_judged_by_its_total_and_not_as_a_sample():
     assert verdict.guardrails[0].interval == (-0.009, -0.009)
 
 
+def test_a_slowdown_beyond_a_margin_of_one_is_seen():
+    rules = promotion_rules(1, **SETTINGS | {"latency_margin": 1.0})
+    bound = rules.bounds()["latency"]
+    slow = replace(sample("latency", [-bound] * 20), low=-bound, high=bound)
+
+    verdict = judge(comparison(BETTER) | {"latency": slow}, rules)
+
+    assert isinstance(verdict, Reject)
+    assert "worse than borne: latency" in verdict.because
+
+
 def test_slow_outliers_do_not_decide_about_latency():
     verdict = judge(
         comparison(BETTER) | {"latency": sample("latency", [-0.05] * 18 + [-1.0] * 2)}, RULES
