@@ -74,6 +74,12 @@ class LogSettings(Section):
         description="'' is SQLite in the data directory; or postgresql://user@host/database",
     )
 
+    keep_events: int = Field(
+        default=200_000,
+        ge=0,
+        description="events with their content in SQLite; older in log/archive; 0: all",
+    )
+
     @field_validator("url")
     @classmethod
     def _without_secrets(cls, url: str) -> str:

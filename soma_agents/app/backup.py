@@ -1,8 +1,8 @@
 """`soma backup` and `soma restore`: a copy of a data directory that proves its content.
 
 A backup is laid out like the data directory and sealed by a manifest, written last. Databases are
-copied by whoever has them open: the arbiters' first, the log last; then files that never change,
-so that whatever the log names is there. Runs, logs and locks are not in it.
+copied by whoever has them open: the arbiters' first, the log last; then files that are replaced at
+once or never change, so that whatever the log names is there. Runs, logs and locks are not in it.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from soma_agents.runtime.assembly import ARBITERS
 from soma_agents.runtime.snapshots import LOG, SNAPSHOTS, take_snapshot
 from soma_agents.settings import Settings, load_settings
 from soma_agents.storage.database import copy_closed
+from soma_agents.storage.event_log import archive_of
 from soma_agents.storage.files import (
     MANIFEST,
     make_directory,
@@ -124,6 +125,9 @@ def _copy_files(settings: Settings, partial: Path) -> list[str]:
     for name in _FILES:
         if (settings.home / name).exists():
             copy_file(settings.home / name, partial / name)
+    # After the log: what it says is archived is there.
+    for segment in archive_of(settings.log_file).glob("[!.]*"):
+        copy_file(segment, partial / segment.relative_to(settings.home))
     left_out: list[str] = []
     for kind in _SEALED:
         for path in sorted((settings.home / kind).glob("[!.]*")):

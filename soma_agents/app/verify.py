@@ -14,10 +14,11 @@ from arbiters.errors import CorruptError, SomaError
 from soma_agents.app.doctor import Finding
 from soma_agents.runtime.assembly import ARBITERS, schemas_of
 from soma_agents.settings import Settings
+from soma_agents.storage.archive import Archive
 from soma_agents.storage.chain import ALL_COLUMNS, holds
 from soma_agents.storage.database import Schema, refuse_foreign_wal, refuse_newer, translated
 from soma_agents.storage.datasets import verify_dataset
-from soma_agents.storage.event_log import SqliteEventLog
+from soma_agents.storage.event_log import ARCHIVED_COLUMNS, SqliteEventLog, archive_of
 from soma_agents.storage.files import verify_manifest
 from soma_agents.storage.identifiers import SystemClock
 from soma_agents.storage.keys import ApiKeys
@@ -37,7 +38,7 @@ def verify(
         server: whether to look at a log on a server, too.
     """
     copies = _at(settings, databases or settings.home)
-    end, findings = _log(copies, server=server)
+    end, findings = _log(copies, archive_of(settings.log_file), server=server)
     for arbiter in ARBITERS:
         findings += _arbiter(copies, arbiter, end)
     findings += _models(settings, copies)
@@ -69,7 +70,7 @@ def look(settings: Settings) -> None:
 # --- databases -----------------------------------------------------------------------------
 
 
-def _log(settings: Settings, *, server: bool) -> tuple[int | None, list[Finding]]:
+def _log(settings: Settings, archive: Path, *, server: bool) -> tuple[int | None, list[Finding]]:
     """The offset of the newest event, where there is a log, and what was found."""
     if settings.log.url:
         examine = [_found("event log", lambda: _server(settings.log.url), "")] if server else []
@@ -77,20 +78,28 @@ def _log(settings: Settings, *, server: bool) -> tuple[int | None, list[Finding]
     file = settings.log_file
     if not file.exists():
         return 0, []
-    finding = _found("event log", lambda: _chain(file), "restore the log from a backup")
+    finding = _found("event log", lambda: _chain(file, archive), "restore it from a backup")
     return (_newest(file) if finding["ok"] else None), [finding]
 
 
-def _chain(file: Path) -> str:
+def _chain(file: Path, archive: Path) -> str:
     """Every page, then every link."""
+    segments = Archive(archive)
     with _reading(file, SqliteEventLog.schema) as database:
         _whole(database, file)
         last_hash, offset = b"", 0
-        for row in database.execute(f"SELECT {ALL_COLUMNS} FROM events ORDER BY offset"):
+        for stored in database.execute(f"SELECT {_columns(database)} FROM events ORDER BY offset"):
+            (row,) = segments.restored([stored])
             if row[0] != offset + 1 or not holds(row, last_hash):
                 raise CorruptError(f"{file}: the chain of hashes breaks at offset {offset + 1}")
             last_hash, offset = row[-1], row[0]
     return f"{offset} events, chained"
+
+
+def _columns(database: sqlite3.Connection) -> str:
+    """The log of an older release knows no archive."""
+    names = {row[1] for row in database.execute("PRAGMA table_info(events)")}
+    return ARCHIVED_COLUMNS if "segment" in names else f"{ALL_COLUMNS}, NULL"
 
 
 def _server(url: str) -> str:

@@ -101,9 +101,14 @@ def placed(
 def holds(row: Row, last_hash: bytes) -> bool:
     """Whether a row of `ALL_COLUMNS` is what was written behind `last_hash`."""
     payload, salt, payload_hash, chained = row[-4:]
-    if payload is not None and _payload_hash(salt or b"", payload) != payload_hash:
+    if not matches(payload, salt, payload_hash):
         return False
     return _chain(last_hash, row[0], _hashed(row[1:-4]), payload_hash) == chained
+
+
+def matches(payload: str | None, salt: bytes | None, payload_hash: bytes) -> bool:
+    """Whether a payload is what was written; one that was erased is as good."""
+    return payload is None or _payload_hash(salt or b"", payload) == payload_hash
 
 
 def row_of(envelope: Envelope) -> Row:

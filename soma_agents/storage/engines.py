@@ -1,6 +1,7 @@
 """Which engine keeps the event log."""
 
 from arbiters.errors import ConflictError
+from policies.retention import Retention
 from soma_agents.settings import Settings
 from soma_agents.storage.chained_log import ChainedLog
 from soma_agents.storage.event_log import SqliteEventLog
@@ -14,7 +15,7 @@ async def open_log(settings: Settings) -> ChainedLog:
         SomaError: whatever the engine raises at opening.
     """
     if not settings.log.url:
-        return await SqliteEventLog.open(settings.log_file)
+        return await SqliteEventLog.open(settings.log_file, Retention(settings.log.keep_events))
     if settings.log_file.exists():
         raise ConflictError(
             f"{settings.log_file} holds the events of this data directory and log.url names "

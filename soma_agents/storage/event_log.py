@@ -1,18 +1,32 @@
-"""The event log in one SQLite file: appended in groups, chained by hashes, never rewritten."""
+"""The event log in one SQLite file: appended in groups, chained by hashes, never rewritten.
 
+Old content may have moved into archived segments beside the file; readers do not notice.
+"""
+
+import asyncio
 import json
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from arbiters.errors import InvalidError
+import structlog
+
+from arbiters.errors import InvalidError, SomaError
 from arbiters.events import Envelope
-from soma_agents.storage.chain import ALL_COLUMNS, ENVELOPE_COLUMNS, Entry, envelope_of, placed
+from policies.retention import Retention, Segment, segment_due
+from soma_agents.storage.archive import Archive
+from soma_agents.storage.chain import ALL_COLUMNS, Entry, envelope_of, placed
 from soma_agents.storage.chained_log import ChainedLog
 from soma_agents.storage.database import Database, Row, Schema
 
 _TAIL_ROWS = 8000
 _TAIL_CHARACTERS = 8_000_000
+ARCHIVED_COLUMNS = f"{ALL_COLUMNS}, segment"
+"""What `Archive.restored` reads."""
+
+_KEEP_ALL = Retention()
+
+logger = structlog.get_logger(__name__)
 
 
 class SqliteEventLog(ChainedLog):
@@ -42,14 +56,27 @@ class SqliteEventLog(ChainedLog):
             ) STRICT;
             CREATE INDEX events_by_cause ON events (cause) WHERE cause IS NOT NULL;
             """,
+            """
+            ALTER TABLE events ADD COLUMN segment INTEGER;
+            CREATE TABLE archived (upto INTEGER NOT NULL);
+            INSERT INTO archived VALUES (0);
+            """,
         ),
     )
 
-    def __init__(self, database: Database, end: int, last_hash: bytes) -> None:
+    def __init__(
+        self, database: Database, end: int, last_hash: bytes, archived: int, rules: Retention
+    ) -> None:
         super().__init__(str(database.path))
         self._database = database
         self._end = end
         self._hash = last_hash
+        self._archive = Archive(archive_of(database.path))
+        self._archived = archived
+        self._retention = rules
+        self._archiver: asyncio.Task[None] | None = None
+        self._moving = asyncio.Lock()
+        """Whoever moves or erases content in the archive."""
         self._newest: dict[str, int] = {}
         self._opened_at = end
         self._tail: list[Row] = []
@@ -57,14 +84,17 @@ class SqliteEventLog(ChainedLog):
         self._tail_size = 0
 
     @classmethod
-    async def open(cls, path: Path) -> "SqliteEventLog":
+    async def open(cls, path: Path, retention: Retention = _KEEP_ALL) -> "SqliteEventLog":
         """Open or create the log; raises what `Database.open` raises."""
         database = await Database.open(path, cls.schema)
         last = await database.row("SELECT offset, hash FROM events ORDER BY offset DESC LIMIT 1")
         end, last_hash = last or (0, b"")
-        return cls(database, end, last_hash)
+        ((archived,),) = await database.rows("SELECT upto FROM archived")
+        return cls(database, end, last_hash, archived, retention)
 
     async def _shut(self) -> None:
+        if self._archiver is not None:
+            await self._archiver
         await self._database.close()
 
     # --- appending -------------------------------------------------------------------------
@@ -85,10 +115,13 @@ class SqliteEventLog(ChainedLog):
             end, last_hash, rows = placed(entries, offsets, self._end, self._hash)
             if rows:
                 marks = ", ".join("?" * len(rows[0]))
-                await self._database.execute_many(f"INSERT INTO events VALUES ({marks})", rows)
+                await self._database.execute_many(
+                    f"INSERT INTO events ({ALL_COLUMNS}) VALUES ({marks})", rows
+                )
         self._end, self._hash = end, last_hash
         self._newest |= {row[2]: row[0] for row in rows}
         self._remember([row[:-3] for row in rows])
+        self._tidy_up()
         return offsets
 
     async def _known(self, entries: Sequence[Entry]) -> dict[str, int]:
@@ -121,11 +154,15 @@ class SqliteEventLog(ChainedLog):
         if types is not None:
             wanted = f"AND type IN ({', '.join('?' * len(types))})"
             parameters += sorted(types)
-        return await self._database.rows(
-            f"SELECT {ENVELOPE_COLUMNS} FROM events WHERE offset > ? AND offset <= ?"
-            f" AND payload IS NOT NULL {wanted} ORDER BY offset LIMIT ?",
+        found = await self._stored(
+            "offset > ? AND offset <= ? AND (payload IS NOT NULL OR segment IS NOT NULL)"
+            f" {wanted} ORDER BY offset LIMIT ?",
             (*parameters, limit),
         )
+        rows = [row[:-3] for row in found if row[-4] is not None]
+        if len(rows) < len(found) == limit:  # some were erased from the archive just now
+            rows += await self._select(found[-1][0], upto, limit - len(rows), types)
+        return rows
 
     def _recent(self, after: int, upto: int, limit: int, types: frozenset[str] | None) -> list[Row]:
         """`_select` from memory: those who keep up need not ask the file."""
@@ -144,27 +181,29 @@ class SqliteEventLog(ChainedLog):
             self._tail_size = sum(len(row[-1]) for row in self._tail)
 
     async def _rows(self, after: int) -> list[Row]:
-        return await self._database.rows(
-            f"SELECT {ALL_COLUMNS} FROM events WHERE offset > ? ORDER BY offset LIMIT 2000",
-            (after,),
-        )
+        return await self._stored("offset > ? ORDER BY offset LIMIT 2000", (after,))
 
     async def find(self, event: str) -> Envelope | None:
         """See `EventLog.find`."""
-        row = await self._database.row(
-            f"SELECT {ENVELOPE_COLUMNS} FROM events WHERE id = ?", (event,)
-        )
-        return envelope_of(row) if row else None
+        rows = await self._stored("id = ?", (event,))
+        return envelope_of(rows[0][:-3]) if rows else None
 
     async def caused_by(self, event: str) -> list[Envelope]:
         """See `EventLog.caused_by`."""
+        rows = await self._stored("cause = ? ORDER BY offset", (event,))
+        return [envelope_of(row[:-3]) for row in rows]
+
+    async def _stored(self, where: str, parameters: Sequence[object]) -> list[Row]:
+        """`ALL_COLUMNS` of some rows, with content from wherever it is."""
         rows = await self._database.rows(
-            f"SELECT {ENVELOPE_COLUMNS} FROM events WHERE cause = ? ORDER BY offset", (event,)
+            f"SELECT {ARCHIVED_COLUMNS} FROM events WHERE {where}", parameters
         )
-        return [envelope_of(row) for row in rows]
+        if any(row[-1] is not None for row in rows):
+            return await asyncio.to_thread(self._archive.restored, rows)
+        return [row[:-1] for row in rows]
 
     async def copy(self, target: Path) -> None:
-        """See `ChainedLog.copy` and `Database.copy`."""
+        """See `ChainedLog.copy` and `Database.copy`; the archive's files are copied as files."""
         await self._database.copy(target)
 
     # --- erasing ---------------------------------------------------------------------------
@@ -172,10 +211,63 @@ class SqliteEventLog(ChainedLog):
     async def erase(self, events: Sequence[str]) -> int:
         """See `EventLog.erase`."""
         self._tail = []
-        erased = await self._database.execute(
-            "UPDATE events SET payload = NULL, salt = NULL WHERE payload IS NOT NULL"
-            " AND id IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(events)),),
-        )
+        chosen = "id IN (SELECT value FROM json_each(?))"
+        ids = (json.dumps(list(events)),)
+        async with self._moving:
+            archived = await self._database.rows(
+                f"SELECT segment, offset FROM events WHERE segment IS NOT NULL AND {chosen}", ids
+            )
+            # The files first: what the database calls erased is nowhere any more.
+            for segment in {segment for segment, _ in archived}:
+                offsets = [offset for place, offset in archived if place == segment]
+                await asyncio.to_thread(self._archive.erase, segment, offsets)
+            erased = await self._database.execute(
+                "UPDATE events SET payload = NULL, salt = NULL, segment = NULL"
+                f" WHERE (payload IS NOT NULL OR segment IS NOT NULL) AND {chosen}",
+                ids,
+            )
         await self._database.checkpoint()
         return erased
+
+    # --- archiving -------------------------------------------------------------------------
+
+    def _tidy_up(self) -> None:
+        """Begin to move what is old, unless there is nothing or that is under way."""
+        if self._due() and (self._archiver is None or self._archiver.done()):
+            self._archiver = asyncio.create_task(self._move_old())
+
+    def _due(self) -> Segment | None:
+        return segment_due(end=self._end, archived=self._archived, rules=self._retention)
+
+    async def _move_old(self) -> None:
+        """Move segment after segment until none is due."""
+        try:
+            while (segment := self._due()) and not self._closed:
+                async with self._moving:
+                    await self._move(segment)
+                logger.info("archived", first=segment.first, because=segment.because)
+        except (SomaError, OSError) as error:
+            # The log works without; it is tried again after the next commit.
+            logger.warning("not archived", error=str(error))
+
+    async def _move(self, segment: Segment) -> None:
+        """Make the content durable in its file, then take it out of the database."""
+        between = "offset BETWEEN ? AND ? AND payload IS NOT NULL"
+        bounds = (segment.first, segment.last)
+        rows = await self._database.rows(
+            f"SELECT offset, payload, salt FROM events WHERE {between} ORDER BY offset", bounds
+        )
+        contents = [(offset, (payload, salt)) for offset, payload, salt in rows]
+        await asyncio.to_thread(self._archive.write, segment.first, contents)
+        async with self._database.transaction():
+            await self._database.execute(
+                f"UPDATE events SET payload = NULL, salt = NULL, segment = ? WHERE {between}",
+                (segment.first, *bounds),
+            )
+            await self._database.execute("UPDATE archived SET upto = ?", (segment.last,))
+        self._archived = segment.last
+
+
+def archive_of(log_file: Path) -> Path:
+    """Where the archived segments of a log are."""
+    return log_file.parent / "archive"

@@ -8,12 +8,15 @@ import pytest
 
 from arbiters.errors import ConflictError, CorruptError, StorageFullError
 from arbiters.events import FactForgotten
+from arbiters.testing import enveloped
 from bench.restore import drill
+from policies.retention import Retention
 from soma_agents.app import backup as backup_
 from soma_agents.app.backup import back_up, restore
 from soma_agents.app.verify import verify
 from soma_agents.runtime.local import LocalRuntime
 from soma_agents.settings import load_settings
+from soma_agents.storage.event_log import SqliteEventLog
 from soma_agents.storage.files import write_manifest
 from soma_agents.storage.identifiers import SystemClock
 from soma_agents.storage.keys import ApiKeys
@@ -21,6 +24,10 @@ from soma_agents.storage.keys import ApiKeys
 
 def not_running():
     raise AssertionError("SOMA does not run")
+
+
+def forgotten(subject):
+    return enveloped(FactForgotten(subject=subject), id=subject, idempotency=subject)
 
 
 @pytest.fixture
@@ -175,3 +182,35 @@ def test_verify_tells_of_everything_that_is_kept(settings):
     assert found["database user_profile"].startswith("has handled")
     assert found["model lora-1"] == "as its manifest says"
     assert found["keys"] == "1 keys"
+
+
+async def test_the_archive_of_the_log_is_part_of_a_backup(settings, tmp_path):
+    log = await SqliteEventLog.open(settings.log_file, Retention(keep=1, segment=2))
+    await log.append([forgotten(f"s{n}") for n in range(8)])
+    await asyncio.wait([log._archiver])
+    await log.close()
+
+    await asyncio.to_thread(back_up, settings, tmp_path / "backup", not_running)
+    restore(tmp_path / "backup", tmp_path / "new")
+
+    again = await SqliteEventLog.open(tmp_path / "new" / "log" / "events.db")
+    subjects = [e.payload["subject"] for e in (await again.read(0)).envelopes]
+    assert subjects == ["nothing", *(f"s{n}" for n in range(8))]
+    await again.close()
+    next((tmp_path / "backup" / "log" / "archive").iterdir()).unlink()
+    with pytest.raises(CorruptError, match=r"archive.*missing"):
+        restore(tmp_path / "backup", tmp_path / "newer")
+
+
+async def test_no_backup_is_made_of_a_log_whose_archive_is_damaged(settings, tmp_path):
+    log = await SqliteEventLog.open(settings.log_file, Retention(keep=1, segment=2))
+    await log.append([forgotten(f"s{n}") for n in range(8)])
+    await asyncio.wait([log._archiver])
+    await log.close()
+    segment = next((settings.home / "log" / "archive").iterdir())
+    segment.write_bytes(segment.read_bytes()[:-3])
+
+    with pytest.raises(CorruptError, match=rf"no backup was made.*{segment.name}"):
+        await asyncio.to_thread(back_up, settings, tmp_path / "backup", not_running)
+
+    assert not (tmp_path / "backup").exists()

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from arbiters import testing
+from policies.retention import Retention
 from soma_agents.storage.conversations import SqliteConversationStore
 from soma_agents.storage.database import Database
 from soma_agents.storage.event_log import SqliteEventLog
@@ -35,13 +36,16 @@ async def _open(kind, path, fake, real):
     await database.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+@pytest.fixture(params=["memory", "sqlite", "archived", "postgres"])
 def open_log(request, tmp_path):
     match request.param:
         case "memory":
             return None
         case "sqlite":
             return lambda: SqliteEventLog.open(tmp_path / "events.db")
+        case "archived":
+            soon = Retention(keep=1, segment=2)
+            return lambda: SqliteEventLog.open(tmp_path / "events.db", soon)
         case _:
             url = request.getfixturevalue("postgres").url()
             return lambda: PostgresEventLog.open(url)
