@@ -16,11 +16,10 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The content of the events `first` to `last` is to move, and why."""
+    """The content of the events `first` to `last` is to move."""
 
     first: int
     last: int
-    because: str
 
 
 def segment_due(*, end: int, archived: int, rules: Retention) -> Segment | None:
@@ -34,6 +33,4 @@ def segment_due(*, end: int, archived: int, rules: Retention) -> Segment | None:
     last = archived + rules.segment
     if not rules.keep or end - last < rules.keep:
         return None
-    there = end - archived
-    because = f"{there} events have their content in the log, {rules.keep} are to keep it"
-    return Segment(archived + 1, last, because)
+    return Segment(archived + 1, last)

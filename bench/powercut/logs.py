@@ -1,6 +1,7 @@
 """The event log, and an arbiter that keeps count beside it."""
 
 import asyncio
+import gzip
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from arbiters.kernel.arbiter import Arbiter, Said, on
 from arbiters.kernel.host import Host
 from arbiters.testing import FakeClock, SequentialIds, enveloped
 from bench.powercut.promises import DamagedError, LostError, Notes, Noting, facts
+from policies.retention import Retention
 from soma_agents.storage.database import Database, Schema
 from soma_agents.storage.event_log import SqliteEventLog
 from soma_agents.storage.ledger import SqliteLedger
@@ -19,15 +21,15 @@ _CHECKPOINT_PAGES = 40
 """Pages in the write-ahead log before it starts over: few, so that it often does."""
 _LONG = 9_000
 """Characters that need more than one page."""
+_RETENTION = Retention(keep=6, segment=4)
+"""Little stays, so that much is archived."""
 
 
 async def _open_log(home: Path) -> tuple[SqliteEventLog, Database]:
     """The log as `SqliteEventLog.open` makes it, and the database inside."""
     database = await Database.open(home / LOG, SqliteEventLog.schema)
     await database.rows(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    last = await database.row("SELECT offset, hash FROM events ORDER BY offset DESC LIMIT 1")
-    end, last_hash = last or (0, b"")
-    return SqliteEventLog(database, end, last_hash), database
+    return await SqliteEventLog.over(database, _RETENTION), database
 
 
 def _event(name: str, event: Event) -> Envelope:
@@ -88,14 +90,15 @@ class EventLogWorkload:
     def _nothing_erased_is_left(self, home: Path, notes: Notes) -> None:
         """Not even in the bytes of the files."""
         files = [path.read_bytes() for path in home.iterdir() if path.is_file()]
+        files += [gzip.decompress(path.read_bytes()) for path in home.glob("archive/0*")]
         for fact in facts(notes, "erased"):
             text = f"the words of {fact['name']}; ".encode()
             if any(text in content for content in files):
                 raise LostError(f"the erasure of {fact['name']} was acknowledged and is undone")
 
     async def _groups_are_whole(self, log: SqliteEventLog, notes: Notes) -> None:
-        rows = await log._database.rows("SELECT id, offset, payload FROM events ORDER BY offset")  # noqa: SLF001 - erased ones too
-        found = {name: (offset, payload) for name, offset, payload in rows}
+        rows = await log._stored("TRUE ORDER BY offset", ())  # noqa: SLF001 - erased ones too
+        found = {row[1]: (row[0], row[-4]) for row in rows}
         erasing = {fact["name"] for fact in facts(notes, "erasing")}
         erased = {fact["name"] for fact in facts(notes, "erased")}
         for fact in facts(notes, "appended"):

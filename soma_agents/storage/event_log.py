@@ -86,7 +86,11 @@ class SqliteEventLog(ChainedLog):
     @classmethod
     async def open(cls, path: Path, retention: Retention = _KEEP_ALL) -> "SqliteEventLog":
         """Open or create the log; raises what `Database.open` raises."""
-        database = await Database.open(path, cls.schema)
+        return await cls.over(await Database.open(path, cls.schema), retention)
+
+    @classmethod
+    async def over(cls, database: Database, retention: Retention) -> "SqliteEventLog":
+        """The log in a database that is open and has its tables."""
         last = await database.row("SELECT offset, hash FROM events ORDER BY offset DESC LIMIT 1")
         end, last_hash = last or (0, b"")
         ((archived,),) = await database.rows("SELECT upto FROM archived")
@@ -245,7 +249,6 @@ class SqliteEventLog(ChainedLog):
             while (segment := self._due()) and not self._closed:
                 async with self._moving:
                     await self._move(segment)
-                logger.info("archived", first=segment.first, because=segment.because)
         except (SomaError, OSError) as error:
             # The log works without; it is tried again after the next commit.
             logger.warning("not archived", error=str(error))

@@ -17,9 +17,3 @@ def test_a_segment_moves_when_enough_stays_without_it(end, archived, bounds):
 
 def test_a_log_that_keeps_all_moves_nothing():
     assert segment_due(end=10**9, archived=0, rules=Retention(keep=0)) is None
-
-
-def test_it_says_why():
-    assert segment_due(end=150, archived=20, rules=RULES).because == (
-        "130 events have their content in the log, 100 are to keep it"
-    )

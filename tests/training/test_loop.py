@@ -168,7 +168,10 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_reason(model, corpus, tm
     assert not list(tmp_path.rglob("adapter_model*"))
 
 
-def test_training_stops_early_and_keeps_the_best(model, corpus, tmp_path):
+def test_training_stops_early_and_keeps_the_best(model, corpus, tmp_path, monkeypatch):
+    losses = []
+    look = loop._Run._validate
+    monkeypatch.setattr(loop._Run, "_validate", lambda run: losses.append(look(run)) or losses[-1])
     unlike = Corpus(
         corpus.replies,
         validation=samples_of(
@@ -180,8 +183,13 @@ def test_training_stops_early_and_keeps_the_best(model, corpus, tmp_path):
 
     outcome = run(model, unlike, tmp_path, settings(patience=2, epochs=8))
 
+    base, *seen = losses
     assert outcome.stopped == "early"
-    assert outcome.best_step < outcome.step
+    assert len(seen) < loop.VALIDATIONS
+    assert outcome.base_loss == base < min(seen)
+    assert outcome.validation_loss == min(seen)
+    # A validation every so many steps: the best adapter is the one of its step.
+    assert outcome.best_step * len(seen) == outcome.step * (seen.index(min(seen)) + 1)
 
 
 @pytest.mark.model
