@@ -215,7 +215,7 @@ class AutoTrainingCoordinator(Arbiter):
                 finished_at=now,
             )
         )
-        seconds = (now - state.started_at).total_seconds()
+        seconds = max(0.0, (now - state.started_at).total_seconds())  # the clock may be set back
         return [RoundFinished(round=round_, verdict=verdict, because=because, seconds=seconds)]
 
     async def _at(self, round_: str, step: str | None = None) -> RoundState | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
@@ -67,13 +66,17 @@ class GiveUp:
     because: str
 
 
-def restart(deaths: Sequence[datetime], now: datetime, rules: RestartRules) -> Restart | GiveUp:
+def restart(deaths: Sequence[float], now: float, rules: RestartRules) -> Restart | GiveUp:
     """What to do about a process that died, the newest death included in `deaths`.
 
     The wait doubles with every death that is not forgotten yet.
+
+    Args:
+        deaths: seconds of a clock that never goes back and is never set.
+        now: the same.
+        rules: how patient to be.
     """
-    window = timedelta(seconds=rules.forget_s)
-    recent = sum(now - death < window for death in deaths)
+    recent = sum(now - death < rules.forget_s for death in deaths)
     if recent > rules.max_deaths:
         return GiveUp(
             f"it died {recent} times in {rules.forget_s:g} seconds; "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from math import ceil
 from typing import Literal
@@ -50,6 +50,26 @@ def is_due(facts: TrainingFacts, *, min_new_messages: int) -> Due | NotDue:
     if facts.requested == "schedule":
         return NotDue("nothing new was said since the last round")
     return NotDue(f"{facts.new_messages} new messages, {min_new_messages} start a round")
+
+
+@dataclass(frozen=True, slots=True)
+class Weekly:
+    """A moment of the week in local time; Monday is day 0."""
+
+    weekday: int
+    hour: int
+    minute: int
+
+
+def last_due(weekly: Weekly, now: datetime) -> datetime:
+    """The newest such moment that is not after `now`, which is local time.
+
+    A moment that the change to daylight saving left out is due when the clock has passed it; one
+    that came twice is the same both times.
+    """
+    back = timedelta(days=(now.weekday() - weekly.weekday) % 7)
+    due = (now - back).replace(hour=weekly.hour, minute=weekly.minute, second=0, microsecond=0)
+    return due if due <= now else due - timedelta(days=7)
 
 
 # --- from what -----------------------------------------------------------------------------

@@ -47,8 +47,7 @@ class MemoryRoundStore(Memory):
         return newest[0] if newest else None
 
     async def rounds(self, *, limit: int = 50) -> list[RoundState]:
-        newest_first = reversed(self._rounds.values())
-        return sorted(newest_first, key=lambda r: r.started_at, reverse=True)[:limit]
+        return list(reversed(self._rounds.values()))[:limit]
 
 
 class MemoryDatasetWriter:
@@ -151,8 +150,7 @@ class MemoryExperimentStore(Memory):
 
     async def finished(self, *, limit: int = 50) -> list[ExperimentState]:
         newest_first = reversed(self._experiments.values())
-        found = [e for e in newest_first if e.phase == "finished"]
-        return sorted(found, key=lambda e: e.started_at, reverse=True)[:limit]
+        return [e for e in newest_first if e.phase == "finished"][:limit]
 
     async def next_ordinal(self) -> int:
         return max((e.ordinal for e in self._experiments.values()), default=0) + 1

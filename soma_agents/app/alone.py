@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from soma_agents.app.schedule import schedule
+from soma_agents.app.schedule import Schedule
 from soma_agents.evaluation.examiner import LocalExaminer
 from soma_agents.runtime.engine import started_engine
 from soma_agents.runtime.local import LocalRuntime
@@ -42,14 +42,14 @@ async def run_alone(settings: Settings, stop: asyncio.Event, report: Callable[[s
         ids=runtime.ids,
         cores=tuple(sorted(os.sched_getaffinity(0))),
     )
-    scheduler = schedule(settings, runtime.publisher, runtime.clock)
+    schedule = Schedule(settings, runtime.publisher, runtime.log, runtime.clock)
     server = _server(settings, services)
     serving = asyncio.create_task(server.serve())
-    scheduler.start()
+    schedule.start()
     try:
         await _watch(server, serving, stop, report)
     finally:
-        scheduler.shutdown(wait=False)
+        schedule.stop()
         server.should_exit = True
         await asyncio.wait([serving])
         await engine.close()

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 import psutil
@@ -29,7 +28,6 @@ from soma_agents.app.lock import HomeLock, holder_of
 from soma_agents.app.state import RunState, forget_state, write_state
 from soma_agents.cluster.head import private_token
 from soma_agents.settings import Settings
-from soma_agents.storage.identifiers import SystemClock
 
 DRAIN_SECONDS = 28.0
 SILENCE_SECONDS = 60.0
@@ -46,8 +44,7 @@ class Supervisor:
         self._settings = settings
         self._announce = announce
         self._rules = RestartRules()
-        self._clock = SystemClock()
-        self._deaths: list[datetime] = []
+        self._deaths: list[float] = []
         self._was_ready = False
         self._stop = asyncio.Event()
         self._why = ""
@@ -167,7 +164,7 @@ class Supervisor:
         Raises:
             UnavailableError: it never was ready, or died too often.
         """
-        now = self._clock.now()
+        now = time.monotonic()
         self._deaths.append(now)
         if not self._was_ready:
             log.error("not ready", why=self._why)

@@ -19,7 +19,7 @@ import structlog
 from arbiters.errors import SomaError
 from arbiters.kernel.bus import Publisher
 from soma_agents.app import logs
-from soma_agents.app.schedule import schedule
+from soma_agents.app.schedule import Schedule
 from soma_agents.cluster import lean
 from soma_agents.settings import Settings
 
@@ -100,21 +100,21 @@ class Keeper:
                 f"not everything was ready in {seconds:g} s; see the logs, or raise "
                 "cluster.start_timeout_s on a slow machine"
             ) from None
-        clock = self._schedule()
-        clock.start()
+        schedule = self._schedule()
+        schedule.start()
         try:
             self.report("ready")
             await self._watch(crew)
         finally:
-            clock.shutdown(wait=False)
+            schedule.stop()
 
-    def _schedule(self) -> Any:
+    def _schedule(self) -> Schedule:
         from soma_agents.cluster.bus import RayEventLog
         from soma_agents.storage.identifiers import SystemClock, Uuid7
 
-        clock = SystemClock()
-        publisher = Publisher(log=RayEventLog(), clock=clock, ids=Uuid7(), producer="schedule")
-        return schedule(self._settings, publisher, clock)
+        clock, events = SystemClock(), RayEventLog()
+        publisher = Publisher(log=events, clock=clock, ids=Uuid7(), producer="schedule")
+        return Schedule(self._settings, publisher, events, clock)
 
     async def _while_alive(self, work: Any) -> None:
         """Await `work`, but not longer than Ray lives."""

@@ -82,9 +82,7 @@ class SqliteExperimentStore:
 
     async def finished(self, *, limit: int = 50) -> list[ExperimentState]:
         """See `ExperimentStore.finished`."""
-        return await self._select(
-            "WHERE phase = 'finished' ORDER BY started_at DESC, rowid DESC LIMIT ?", limit
-        )
+        return await self._select("WHERE phase = 'finished' ORDER BY rowid DESC LIMIT ?", limit)
 
     async def _select(self, condition: str, *parameters: str | int) -> list[ExperimentState]:
         rows = await self._database.rows(

@@ -79,7 +79,7 @@ class SqliteRoundStore:
     async def rounds(self, *, limit: int = 50) -> list[RoundState]:
         """See `RoundStore.rounds`."""
         rows = await self._database.rows(
-            f"SELECT {_ROUND} FROM rounds ORDER BY started_at DESC, rowid DESC LIMIT ?", (limit,)
+            f"SELECT {_ROUND} FROM rounds ORDER BY rowid DESC LIMIT ?", (limit,)
         )
         return [_round(row) for row in rows]
 
