@@ -133,7 +133,7 @@ async def until_normal(http: httpx2.AsyncClient, usual: float) -> float:
 
 def memory(home: str) -> int:
     """Bytes that all processes of a SOMA hold, what they share counted once."""
-    pid = json.loads((state_file(Path(home)).read_text())["pid"]
+    pid = json.loads(state_file(Path(home)).read_text())["pid"]
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return sum(process.memory_full_info().pss for process in family if process.is_running())
 
