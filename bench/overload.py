@@ -159,11 +159,11 @@ async def measure(url: str, home: str, keys: list[str], seconds: float) -> dict[
         stop.set()
         normal = await until_normal(quiet, usual)
         served, growth = await polite, await highest - before
-    return verdict(best, seconds, tally, served, normal, growth)
+    return verdict(best, seconds, tally, served, normal=normal, growth=growth)
 
 
 def verdict(
-    best: float, seconds: float, tally: Tally, served: Tally, normal: float, growth: int
+    best: float, seconds: float, tally: Tally, served: Tally, *, normal: float, growth: int
 ) -> dict[str, Any]:
     """The figures."""
     in_time = [at for at in (*tally.answered, *served.answered) if at <= seconds]
