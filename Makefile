@@ -16,16 +16,20 @@ check: setup       ## formatting, lint, types, import contracts
 	.venv/bin/basedpyright --level error
 	.venv/bin/lint-imports
 
-test: setup        ## every test a change needs
-	.venv/bin/python -m pytest
+test: setup        ## every test a change needs, in two processes
+	.venv/bin/python -m deploy.tests
 
-soak: setup        ## what takes hours: kills, power cuts, histories, Ray's head
+soak: setup        ## what takes hours: kills, power cuts, histories, Ray's head, floods, planted bugs, a long life
 	.venv/bin/python -m bench.kills --kills 20000
 	.venv/bin/python -m bench.powercut --cuts 20000
 	.venv/bin/python -m bench.states --runs 1000 --steps 50
 	.venv/bin/python -m bench.restore --messages 1000
 	.venv/bin/python -m bench.diskfull
 	.venv/bin/python -m bench.heads --rounds 4
+	.venv/bin/python -m bench.overload
+	.venv/bin/python -m bench.interruptions
+	.venv/bin/python -m bench.bugs
+	.venv/bin/python -m bench.soak --minutes 60
 
 format: setup      ## let the formatter decide
 	.venv/bin/ruff format .

@@ -145,15 +145,22 @@ async def crowd(url: str, clients: int, rounds: int) -> dict[str, float]:
 # --- a SOMA to measure ---------------------------------------------------------------------
 
 
+SOMA = str(Path(sys.executable).with_name("soma"))
+
+
+def start(home: str, port: int) -> None:
+    """Start SOMA as users do."""
+    subprocess.run([SOMA, "up", "--home", home, "--port", str(port), "--detach"], check=True)
+
+
 @contextmanager
 def soma_up(home: str, port: int) -> Iterator[str]:
     """SOMA as users run it."""
-    soma = str(Path(sys.executable).with_name("soma"))
-    subprocess.run([soma, "up", "--home", home, "--port", str(port), "--detach"], check=True)
+    start(home, port)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        subprocess.run([soma, "down", "--home", home], check=True)
+        subprocess.run([SOMA, "down", "--home", home], check=True)
 
 
 @contextmanager
@@ -241,8 +248,8 @@ def main() -> int:
         asyncio.run(serve(chosen.serve, chosen.port))
         return 0
     with tempfile.TemporaryDirectory(prefix="soma-bench-") as home:
-        start = local_process if chosen.local else soma_up
-        with start(home, free_port()) as url:
+        running = local_process if chosen.local else soma_up
+        with running(home, free_port()) as url:
             result = measure(url)
     print(json.dumps(result | {"runtime": "local" if chosen.local else "ray"}))
     return 0 if result["ok"] else 1

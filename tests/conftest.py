@@ -1,11 +1,13 @@
 import subprocess
 import sys
 
+import psutil
 import pytest
 import ray
 
 from soma_agents.cluster import head
 from soma_agents.settings import load_settings
+from tests.daemon import Daemon, lives
 from tests.postgres_server import PostgresServer, programs
 
 
@@ -48,6 +50,31 @@ def ray_cluster(tmp_path_factory):
         yield joined
         head.stop()
         process.stdin.close()
+
+
+SMALL = {
+    "TRAINING__RANK": "8",
+    "TRAINING__ALPHA": "16",
+    "TRAINING__MAX_STEPS": "14",
+    "TRAINING__LEARNING_RATE": "1e-3",
+    "TRAINING__BATCH_TOKENS": "512",
+    "TRAINING__CHECKPOINT_EVERY_S": "1",
+    "EVALUATION__MAX_ITEMS": "60",
+}
+"""A round in about a minute: the real model, few steps, few items."""
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory):
+    """One SOMA on Ray for the whole session; at the end nothing of it must be left."""
+    small = {f"SOMA_{name}": value for name, value in SMALL.items()}
+    daemon = Daemon(tmp_path_factory.mktemp("daemon"), **small)
+    daemon.up()
+    everything = [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
+    yield daemon
+    everything += [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
+    daemon.down()
+    assert [process for process in everything if lives(process)] == []
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,9 @@ class Sampler:
         )
 
     def _draw(self, logits: Tensor) -> int:
-        probabilities = torch.softmax(logits.double() / self.sampling.temperature, dim=-1)
+        # From the largest down: divided by a tiny temperature the logits themselves would overflow.
+        lead = logits.double() - logits.max()
+        probabilities = torch.softmax(lead / self.sampling.temperature, dim=-1)
         values, tokens = self._shortlist(probabilities)
         cumulative = values.cumsum(-1)
         if self.sampling.top_p < 1:

@@ -50,7 +50,7 @@ MOMENTS = {
     "told": "the log has it, and whoever told it does not know",
 }
 FOR_GOOD = 1_000
-LIMIT_S = 1.5
+LIMIT_S = 1.0
 PATIENT_S = 60.0
 """Limits where something is to hang, and where nothing is."""
 

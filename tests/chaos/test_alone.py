@@ -6,7 +6,7 @@ import signal
 import psutil
 import pytest
 
-from tests.chaos.conftest import Daemon, lives
+from tests.daemon import Daemon, lives
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

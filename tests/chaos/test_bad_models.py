@@ -31,7 +31,6 @@ from soma_agents.serving import rollout
 from tests.chaos import planting
 from tests.chaos.failpoints import better
 from tests.chaos.planting import HereExaminer, Planter, plant
-from tests.system.rounds import until
 from tests.tiny_models import tiny_settings
 from tests.web.conftest import ScriptedEngine, running
 
@@ -142,6 +141,14 @@ def dialogues():
         )
         for n in range(100)
     ]
+
+
+async def until(runtime, kind, *, after=0):
+    """The next event of this type."""
+    batch = await runtime.log.read(after, types=frozenset({kind}), wait=60)
+    while not batch.envelopes:
+        batch = await runtime.log.read(batch.end, types=frozenset({kind}), wait=60)
+    return batch.envelopes[0]
 
 
 async def run_round(soma):

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from arbiters.errors import InvalidError
@@ -106,6 +106,7 @@ def test_senseless_settings_are_refused_by_name(field, value):
     min_p=st.floats(0, 1),
     temperature=st.floats(0, 5),
 )
+@example(logits=[0.0, 1.0], top_k=0, top_p=0.5, min_p=0.0, temperature=5e-324)
 def test_any_settings_choose_some_token(logits, top_k, top_p, min_p, temperature):
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=1)
 

@@ -1,96 +1,58 @@
-import asyncio
-import os
-import signal
+"""The life of a model on a real cluster, from the command line, with a death in the middle."""
 
-import psutil
+import json
+
 import pytest
 
-from arbiters.events import ModelPromoted, PromotionRequested, RollbackRequested
-from tests.system.rounds import (
-    all_events,
-    ask_for_round,
-    dialogues,
-    nonsense,
-    receipt,
-    teach,
-    until,
-)
+from soma_agents.runtime.importers import chatterbot_dialogues
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.model, pytest.mark.slow]
+
+ONCE = ("RoundStarted", "DatasetExported", "TrainingFinished", "EvaluationFinished")
 
 
-async def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_promoted_again(
-    settings, start
+def write_chats(path, count):
+    lines = (
+        json.dumps({"messages": [message.model_dump() for message in found.messages]})
+        for found in chatterbot_dialogues()[:count]
+    )
+    path.write_text("\n".join(lines))
+
+
+def events_of(daemon, kind):
+    lines = daemon.http.get("/api/events", params={"types": kind}).text.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def champion(daemon):
+    return daemon.status()["champion"]["name"]
+
+
+@pytest.mark.timeout(560)
+def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_promoted_again(
+    daemon, tmp_path
 ):
-    soma = await start(settings)
-    await teach(soma, dialogues(250))
-    asked = await ask_for_round(soma)
-    await until(soma, "TrainingProgressed", after=asked.offset)
-    _kill_trainers()
-    await soma.close()
+    write_chats(tmp_path / "chats.jsonl", 250)
+    imported = json.loads(daemon.soma("import", str(tmp_path / "chats.jsonl"), "--json").stdout)
+    assert imported["conversations"] == 250
+    daemon.http.post("/api/training/rounds")
+    daemon.until(lambda: events_of(daemon, "TrainingProgressed"))
 
-    soma = await start(settings)
-    await until(soma, "RoundFinished", after=asked.offset)
+    daemon.kill("workshop")
+    daemon.until(lambda: events_of(daemon, "RoundFinished"), seconds=480)
 
-    told = await receipt(soma)
+    told = json.loads(daemon.soma("receipts", "--json").stdout)[0]
     assert told["verdict"] == "promoted", told["because"]
     low, high = told["target"]["interval"]
     assert 0 < low < high
     assert told["target"]["after"] < told["target"]["before"]
     assert all(rail["ok"] for rail in told["guardrails"])
-    assert {"forgetting", "safety", "personality", "latency"} <= {
-        rail["name"] for rail in told["guardrails"]
-    }
-    for kind in ("RoundStarted", "TrainingFinished", "EvaluationFinished", "RoundFinished"):
-        assert len(await all_events(soma, kind)) == 1
-    statistics = await soma.directory.ask(
-        "conversation_history", "statistics", tenant="local", user="owner"
-    )
-    assert statistics["conversations"] == 250
+    rails = {rail["name"] for rail in told["guardrails"]}
+    assert {"forgetting", "safety", "personality", "latency"} <= rails
+    assert [len(events_of(daemon, kind)) for kind in ONCE] == [1, 1, 1, 1]
 
-    await _undo_and_redo(soma, asked.offset)
-
-
-async def _undo_and_redo(soma, offset):
-    promoted = ModelPromoted.model_validate(
-        (await until(soma, "ModelPromoted", after=offset)).payload
-    )
-    undone = await soma.publisher.publish(RollbackRequested())
-    await until(soma, "ModelRolledBack", after=undone.offset)
-    pointer = await soma.directory.ask("evaluation", "pointer")
-    assert pointer.champion == promoted.previous
-
-    again = await soma.publisher.publish(PromotionRequested(model=promoted.model))
-    await until(soma, "ModelPromoted", after=again.offset)
-    pointer = await soma.directory.ask("evaluation", "pointer")
-    assert pointer.champion == promoted.model
-
-
-async def test_a_candidate_trained_on_nonsense_is_not_promoted(settings, start):
-    soma = await start(settings)
-    await teach(soma, nonsense(150))
-    before = await soma.directory.ask("evaluation", "pointer")
-
-    asked = await ask_for_round(soma)
-    await until(soma, "RoundFinished", after=asked.offset)
-
-    told = await receipt(soma)
-    assert told["verdict"] in {"rejected", "held"}
-    assert await soma.directory.ask("evaluation", "pointer") == before
-
-
-async def test_too_little_material_ends_the_round_with_a_reason(settings, start):
-    soma = await start(settings)
-    await teach(soma, dialogues(4))
-
-    asked = await ask_for_round(soma)
-    finished = await asyncio.wait_for(until(soma, "RoundFinished", after=asked.offset), 60)
-
-    assert finished.payload["verdict"] == "failed"
-    assert "examples" in finished.payload["because"]
-
-
-def _kill_trainers() -> None:
-    for child in psutil.Process(os.getpid()).children(recursive=True):
-        if any("soma_agents.training" in part for part in child.cmdline()):
-            child.send_signal(signal.SIGKILL)
+    assert champion(daemon) == told["candidate"]["name"] == "soma-v1"
+    daemon.soma("rollback")
+    assert champion(daemon) == "soma-v0"
+    daemon.soma("promote", "soma-v1")
+    assert champion(daemon) == "soma-v1"

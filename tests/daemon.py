@@ -1,3 +1,5 @@
+"""A real SOMA that tests start, use, kill and stop by the command line."""
+
 import json
 import os
 import signal
@@ -9,7 +11,6 @@ from pathlib import Path
 
 import httpx2
 import psutil
-import pytest
 
 SOMA = Path(sys.executable).with_name("soma")
 START_SECONDS = 240
@@ -34,7 +35,9 @@ class Daemon:
 
     def __init__(self, home, **environ):
         self.home = home
-        self.environ = os.environ | environ
+        # It parts the cores itself, whatever the tests run under.
+        inherited = {name: value for name, value in os.environ.items() if "OMP_" not in name}
+        self.environ = inherited | environ
         self.port = free_port()
         self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
@@ -83,16 +86,3 @@ class Daemon:
         """What people wrote, according to the event log."""
         lines = self.http.get("/api/events", params={"types": "MessageReceived"}).text.splitlines()
         return [json.loads(line)["payload"]["content"] for line in lines]
-
-
-@pytest.fixture(scope="session")
-def daemon(tmp_path_factory):
-    """One SOMA for all of these tests; at the end nothing of it must be left."""
-    small = {"SOMA_TRAINING__MAX_STEPS": "4", "SOMA_EVALUATION__MAX_ITEMS": "40"}
-    daemon = Daemon(tmp_path_factory.mktemp("chaos"), **small)
-    daemon.up()
-    everything = [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
-    yield daemon
-    everything += [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
-    daemon.down()
-    assert [process for process in everything if lives(process)] == []
