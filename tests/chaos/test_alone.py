@@ -7,13 +7,16 @@ import psutil
 import pytest
 
 from tests.daemon import Daemon, lives
+from tests.tiny_models import write_tiny_model
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def alone(tmp_path):
-    daemon = Daemon(tmp_path, SOMA_CLUSTER__RUNTIME="local")
+    # Who supervises does not care how large the model is.
+    model = write_tiny_model(tmp_path / "tiny.gguf")
+    daemon = Daemon(tmp_path / "home", SOMA_CLUSTER__RUNTIME="local", SOMA_ENGINE__MODEL=str(model))
     daemon.up()
     yield daemon
     everything = [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
