@@ -17,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 _COPIED = ("policies", "arbiters", "soma_agents", "bench", "tests", "deploy", "pyproject.toml")
+PATIENCE_SECONDS = 30
+"""A test that takes longer for a bug has found it."""
 _FAILED = 1
 """pytest's exit code when tests ran and some failed."""
 
@@ -165,7 +167,8 @@ def caught(bug: Bug, seed: int) -> str:
     with tempfile.TemporaryDirectory(prefix="soma-bench-") as place:
         root = copied(Path(place))
         plant(bug, root)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", f"--randomly-seed={seed}"]
+        options = ["-x", "-q", f"--randomly-seed={seed}", f"--timeout={PATIENCE_SECONDS}"]
+        command = [sys.executable, "-m", "pytest", *options]
         done = subprocess.run(
             [*command, *bug.tests],
             cwd=root,

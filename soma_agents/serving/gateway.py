@@ -124,7 +124,7 @@ class Gateway:
         conversation: str | None,
         model: str = "soma",
     ) -> Turn:
-        """Answer in a conversation that SOMA keeps.
+        """Answer in a conversation that SOMA keeps; once it is too long, by its newest turns.
 
         Raises:
             NotFoundError: the user has no such conversation.
@@ -133,12 +133,15 @@ class Gateway:
         known = await self.people.known(caller.tenant, caller.user)
         conversation = conversation or self._ids.new()
         routed = await self._rollout.route(model, caller.user, conversation)
-        messages = [*before, ChatMessage(role="user", content=message)]
-        prepared = self._prepare(caller, messages, sampling, routed, known)
+        asked = ChatMessage(role="user", content=message)
+        read = self._specialist.newest(before, asked, sampling, known)
+        prepared = self._prepare(caller, [*read, asked], sampling, routed, known)
         received = MessageReceived(
             conversation=conversation, message=self._ids.new(), content=message
         )
-        return self._begin(caller, received, prepared, routed, transcript=messages)
+        turn = self._begin(caller, received, prepared, routed, transcript=[*before, asked])
+        turn.left_out = len(before) - len(read)
+        return turn
 
     async def complete(self, caller: Caller, text: str, sampling: Sampling, *, model: str) -> Turn:
         """Go on with a bare text."""

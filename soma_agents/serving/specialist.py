@@ -13,12 +13,16 @@ from soma_agents.language.requests import GenerationRequest
 from soma_agents.language.sampling import Sampling
 from soma_agents.persona.voice import as_soma
 
+ANSWER_SHARE = 4
+"""A quarter of the context at most is kept free for an answer when old turns have to go."""
+TURN_TOKENS = 16
+"""What the template puts around a message, at most."""
 MOST_CHARACTERS_PER_TOKEN = 64
 """Longer texts are refused before they are counted, which would take seconds."""
 
 
 class ContextLengthError(InvalidError):
-    """A prompt leaves no room for an answer. Nothing is ever cut off silently."""
+    """A prompt leaves no room for an answer. What a client sends is never cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,27 @@ class Specialist:
         Raises:
             ContextLengthError: the conversation is longer than the model's context.
         """
-        about = f"About the user: {' '.join(known.facts)}" if known.facts else ""
-        turns = as_soma(messages, about, known.personality)
+        turns = as_soma(messages, self._about(known), known.personality)
         text = self.model.tokenizer.render(turns, add_generation_prompt=True)
         return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system=turns[0])
+
+    def _about(self, known: Known) -> str:
+        return f"About the user: {' '.join(known.facts)}" if known.facts else ""
+
+    def newest(
+        self, before: Sequence[ChatMessage], message: ChatMessage, sampling: Sampling, known: Known
+    ) -> list[ChatMessage]:
+        """The newest turns of a long conversation that leave room for a message and its answer."""
+        context, encode = self.model.config.context, self.model.tokenizer.encode
+        bare = as_soma([message], self._about(known), known.personality)
+        room = context - min(sampling.max_tokens, context // ANSWER_SHARE)
+        room -= sum(len(encode(turn.content)) + TURN_TOKENS for turn in bare)
+        first = len(before)
+        while first and (room := room - len(encode(before[first - 1].content)) - TURN_TOKENS) >= 0:
+            first -= 1
+        while 0 < first < len(before) and before[first].role != "user":
+            first += 1  # a conversation begins with a question
+        return list(before[first:])
 
     def continuation(
         self, text: str, sampling: Sampling, *, adapter: str | None, tenant: str

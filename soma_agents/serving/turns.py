@@ -69,6 +69,8 @@ class Turn:
         kept: asyncio.Task[None],
     ) -> None:
         self.placed = placed
+        self.left_out = 0
+        """Messages of the conversation that were too old to be read."""
         self._prepared = prepared
         self._engine = engine
         self._publisher = publisher

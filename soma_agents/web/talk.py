@@ -46,6 +46,7 @@ async def reason(body: ReasonRequest, request: Request, services: Parts, asked: 
         "model": turn.placed.version.name,
         "finish_reason": ended.finish,
         "usage": usage(ended),
+        "left_out": turn.left_out,
     }
     return JSONResponse(answer | ids(turn), headers=headers(turn))
 

@@ -18,6 +18,31 @@ async def test_reason_answers_and_goes_on_in_the_same_conversation(soma):
     assert "I am glad to hear that." in prompt
 
 
+async def test_a_conversation_that_outgrows_the_context_goes_on_with_its_newest_turns(soma):
+    conversation, lefts = None, []
+    for turn in range(6):
+        message = f"Turn {turn}. " + "It rained. " * 200
+        body = {"message": message, "max_tokens": 8} | (
+            {"conversation": conversation} if conversation else {}
+        )
+        answer = await soma.http.post("/api/reason", json=body)
+        assert answer.status_code == 200, answer.text
+        conversation = answer.json()["conversation"]
+        lefts.append(answer.json()["left_out"])
+
+    prompt = soma.prompt()
+    assert lefts[:2] == [0, 0]
+    assert lefts[-1] > 0
+    assert lefts == sorted(lefts)
+    assert "Turn 5." in prompt
+    assert "Turn 0." not in prompt
+    assert prompt.index("Turn 4.") < prompt.index("Turn 5.")
+    history = await soma.http.get(
+        "/api/conversation/history", params={"conversation": conversation}
+    )
+    assert len(history.json()["data"]) == 12
+
+
 async def test_reason_streams_with_ids(soma):
     answer = await soma.http.post("/api/reason", json={"message": "Hello", "stream": True})
 
