@@ -32,6 +32,7 @@ TARGET_SECONDS = 45.0
 PATIENCE_SECONDS = 180.0
 SETTLE_SECONDS = 5.0
 PAUSE_SECONDS = 0.2
+LOOKS = 50
 
 
 def say(http: httpx2.Client, text: str) -> bool:
@@ -58,10 +59,18 @@ def processes(home: str) -> list[dict[str, Any]]:
     return json.loads(answer.stdout)["processes"]
 
 
-def kill(home: str, role: str) -> None:
-    """Kill the process of this role at once."""
-    pid = next(process["pid"] for process in processes(home) if process["role"] == role)
-    os.kill(pid, signal.SIGKILL)
+def pid_of(home: str, role: str) -> int:
+    """The process of this role; one that just takes another title is looked for again.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    for _ in range(LOOKS):
+        for process in processes(home):
+            if process["role"] == role:
+                return process["pid"]
+        time.sleep(PAUSE_SECONDS)
+    raise RuntimeError(f"no process of role {role!r} in {home}")
 
 
 def recovery(http: httpx2.Client, home: str, role: str, name: str) -> float | None:
@@ -73,7 +82,7 @@ def recovery(http: httpx2.Client, home: str, role: str, name: str) -> float | No
     if not say(http, f"before {name}"):
         return None
     began = time.monotonic()
-    kill(home, role)
+    os.kill(pid_of(home, role), signal.SIGKILL)
     good_since: float | None = None
     while time.monotonic() - began < PATIENCE_SECONDS:
         asked = time.monotonic()

@@ -23,7 +23,7 @@ import httpx2
 import psutil
 
 from bench.gateway import soma_up, start
-from bench.heads import kept, processes
+from bench.heads import kept, pid_of
 from bench.round import free_port
 
 STOP_SECONDS = 30.0
@@ -66,12 +66,12 @@ async def killed(url: str, home: str, kills: int, dice: Random) -> dict[str, Any
         for number in range(kills):
             task = asyncio.create_task(stream(http, f"Before kill {number}", ANSWER_TOKENS))
             await asyncio.sleep(dice.uniform(0.05, 2.0))
-            pid = next(p["pid"] for p in processes(home) if p["role"] == "gateway")
-            os.kill(pid, signal.SIGKILL)
+            os.kill(await asyncio.to_thread(pid_of, home, "gateway"), signal.SIGKILL)
             seen = [await task]
             while seen[-1] != "whole":
                 seen.append(await stream(http, f"After kill {number}", 4))
             by_kill.append(sum(end != "whole" for end in seen))
+            print(seen, file=sys.stderr, flush=True)
             ends.update(seen)
     return {"failed_by_kill": by_kill, "ends": dict(ends)}
 
@@ -81,7 +81,7 @@ async def killed(url: str, home: str, kills: int, dice: Random) -> dict[str, Any
 
 async def stopped(url: str, home: str, clients: int) -> dict[str, Any]:
     """Clients that keep asking while everything is told to stop."""
-    family = psutil.Process(next(p["pid"] for p in processes(home) if p["role"] == "supervisor"))
+    family = psutil.Process(pid_of(home, "supervisor"))
     below = [family, *family.children(recursive=True)]
     ends: Counter[str] = Counter()
     answered: list[str] = []
