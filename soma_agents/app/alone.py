@@ -50,6 +50,7 @@ async def run_alone(settings: Settings, stop: asyncio.Event, report: Callable[[s
         await _watch(server, serving, stop, report)
     finally:
         schedule.stop()
+        await services.gateway.drain(_DRAIN_SECONDS)
         server.should_exit = True
         await asyncio.wait([serving])
         await engine.close()

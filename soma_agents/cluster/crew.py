@@ -19,7 +19,9 @@ from soma_agents.runtime import assembly
 from soma_agents.settings import Settings
 
 PING_SECONDS = 20.0
-DRAIN_SECONDS = 10.0
+DRAIN_SECONDS = 5.0
+REPLY_SECONDS = 10.0
+"""For replies under way to come to their end; those that do not are broken off with a word."""
 _FAILED = ("DEPLOY_FAILED", "NOT_STARTED")
 
 log = structlog.get_logger(__name__)
@@ -119,11 +121,13 @@ class Crew:
 
     async def drain(self) -> None:
         """Gateway, then arbiters, then bus: nobody loses whom it still has to tell something."""
+        # Serve's own shutdown cuts off whoever still listens.
+        await _within(REPLY_SECONDS + DRAIN_SECONDS + 1, "replies", _replies_end())
         await _within(DRAIN_SECONDS, "gateway", serve.shutdown_async())
         async with asyncio.TaskGroup() as group:
             for name in assembly.ARBITERS:
                 group.create_task(_within(DRAIN_SECONDS, name, _told(name, "stop")))
-        await _within(DRAIN_SECONDS / 2, BUS, _told(BUS, "stop"))
+        await _within(DRAIN_SECONDS, BUS, _told(BUS, "stop"))
         # A cluster that is not ours lives on; nothing of ours must stay in it.
         for name in (BUS, *assembly.ARBITERS):
             with suppress(RayError, ValueError):
@@ -155,6 +159,11 @@ async def _ping(name: str) -> bool:
 
 async def _told(name: str, method: str) -> None:
     await getattr(ray.get_actor(name, namespace=NAMESPACE), method).remote()
+
+
+async def _replies_end() -> None:
+    handle: Any = await asyncio.to_thread(serve.get_app_handle, APPLICATION)
+    await handle.drain.remote(REPLY_SECONDS)
 
 
 async def _within(seconds: float, what: str, work: Any) -> None:

@@ -3,6 +3,7 @@
 What a replica needs (torch, FastAPI) is imported there: the keeper, which deploys it, stays small.
 """
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,8 @@ LIGHT_REQUESTS = 64
 """Requests at once that need no engine: lists, feedback, followed logs."""
 HEALTH_PERIOD_S = 10.0
 HEALTH_TIMEOUT_S = 45.0
+_FLUSH_SECONDS = 0.5
+"""For the last words to get through the proxy."""
 KEEP_ALIVE_S = 75
 """Longer than clients keep connections, so that none is closed as it is used again."""
 
@@ -54,20 +57,24 @@ class GatewayReplica:
         from soma_agents.web.app import create_app
         from soma_agents.web.services import Services
 
-        return create_app(
-            Services.over(
-                settings=self._settings,
-                log=RayEventLog(),
-                directory=RayDirectory(),
-                owners=RayOwners(),
-                model=self._model,
-                engine=self._engine,
-                keys=ApiKeys(self._settings.keys_file, SystemClock()),
-                clock=SystemClock(),
-                ids=Uuid7(),
-                cores=tuple(sorted(os.sched_getaffinity(0))),
-            )
+        self._services = Services.over(
+            settings=self._settings,
+            log=RayEventLog(),
+            directory=RayDirectory(),
+            owners=RayOwners(),
+            model=self._model,
+            engine=self._engine,
+            keys=ApiKeys(self._settings.keys_file, SystemClock()),
+            clock=SystemClock(),
+            ids=Uuid7(),
+            cores=tuple(sorted(os.sched_getaffinity(0))),
         )
+        return create_app(self._services)
+
+    async def drain(self, seconds: float) -> None:
+        """See `serving.gateway.Gateway.drain`."""
+        await self._services.gateway.drain(seconds)
+        await asyncio.sleep(_FLUSH_SECONDS)
 
     async def check_health(self) -> None:
         """Decode a token; Serve replaces a replica that cannot."""

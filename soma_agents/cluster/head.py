@@ -21,6 +21,7 @@ import psutil
 from arbiters.errors import SomaError
 from soma_agents.cluster.names import NAMESPACE
 from soma_agents.settings import Settings
+from soma_agents.web.last_word import PROXY_CALLBACK
 
 _SOCKET_PATH_LIMIT = 107
 _SESSION_SOCKET = "/r/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_LongModuleHead"
@@ -69,6 +70,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "RAY_enable_metrics_collection": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        # When a replica dies its clients are told so.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": PROXY_CALLBACK,
         # Two threads that spin while they wait leave nothing of two cores to anybody else.
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from arbiters.errors import NotFoundError
+from arbiters.errors import NotFoundError, UnavailableError
 from arbiters.events import ChatMessage, Envelope, MessageReceived
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 HISTORY = 1_000
 """Messages of a conversation read at most; more would not fit any context."""
 REMEMBERED = 10_000
+LEAVE_SECONDS = 5.0
+"""For turns that were broken off to keep what they had said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Gateway:
         self.threads = Threads()
         self._turns: dict[asyncio.Task[None], Turn] = {}
         self._offsets: OrderedDict[str, int] = OrderedDict()
+        self._stopping = False
 
     # --- running ---------------------------------------------------------------------------
 
@@ -73,13 +76,25 @@ class Gateway:
         await self.people.start()
         await self.threads.rebuild(self._log)
 
-    async def close(self, *, patience: float = 5.0) -> None:
+    async def drain(self, seconds: float) -> None:
+        """Take no more turns, and wait so long for those under way; break off what is left then.
+
+        Whoever listens to one that is broken off is told; what it had said is kept.
+        """
+        self._stopping = True
+        await self._turns_end(seconds)
+        for turn in self._turns.values():
+            turn.break_off(UnavailableError("SOMA is stopping; ask again in a moment"))
+        await self._turns_end(LEAVE_SECONDS)
+
+    async def close(self) -> None:
         """Stop the turns under way; what they had said is kept."""
         await self.people.close()
-        for turn in self._turns.values():
-            turn.leave()
+        await self.drain(0)
+
+    async def _turns_end(self, seconds: float) -> None:
         if self._turns:
-            await asyncio.wait(list(self._turns), timeout=patience)
+            await asyncio.wait(list(self._turns), timeout=seconds)
 
     @property
     def in_flight(self) -> int:
@@ -194,7 +209,13 @@ class Gateway:
         *,
         transcript: Sequence[ChatMessage] | None,
     ) -> Turn:
-        """Let the reply begin while the message is being kept."""
+        """Let the reply begin while the message is being kept.
+
+        Raises:
+            UnavailableError: SOMA is being stopped.
+        """
+        if self._stopping:
+            raise UnavailableError("SOMA is stopping; ask again in a moment")
         self.threads.forget(received.conversation)
         cause = self._publisher.wrap(received, tenant=caller.tenant, user=caller.user)
         placed = Placed(

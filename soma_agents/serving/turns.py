@@ -109,6 +109,11 @@ class Turn:
         if self._generation is not None and not self._generation.done():
             self._generation.cancel()
 
+    def break_off(self, error: SomaError) -> None:
+        """Stop generating and tell whoever listens why. What was said so far is kept."""
+        self._items.put_nowait(error)
+        self.leave()
+
     @property
     def text(self) -> str:
         """All that was said so far."""
