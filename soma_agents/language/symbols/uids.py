@@ -1,0 +1,119 @@
+"""Unique ids: xorshift64*, many lanes at a time.
+
+Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled" (2016), table 1:
+shifts 12, 25, 27 and the multiplier below. The state takes every value but 0 once in a period of
+2^64 - 1 and the multiplier is odd, so the ids of one seed never repeat and none is 0.
+
+One step is linear over GF(2), a 64 x 64 matrix M of bits. M^k starts a lane k steps further on, so
+that numpy advances many lanes by one step at once, each inside its own stretch of the result.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from arbiters.errors import InvalidError
+
+MULTIPLIER = np.uint64(2685821657736338717)
+MASK = (1 << 64) - 1
+PERIOD = MASK
+LANES = 4096
+"""Lanes advanced together: with their scratch rows they stay in the first cache."""
+PADDING = 8
+STEP_BITS = 6
+"""A lane makes at most 2 ** STEP_BITS ids."""
+
+UInt64s = npt.NDArray[np.uint64]
+
+
+def uids(seed: int, count: int, *, skip: int = 0) -> UInt64s:
+    """The ids `skip` to `skip + count` of the generator whose first state is `seed`.
+
+    Returns:
+        (count,) uint64, all different, none 0.
+
+    Raises:
+        InvalidError: the seed is 0 or not of 64 bits, or a count is negative.
+    """
+    if not 0 < seed <= MASK:
+        raise InvalidError(f"seed {seed!r} is not from 1 to 2^64 - 1: xorshift64* never leaves 0")
+    if count < 0 or skip < 0:
+        raise InvalidError(f"cannot make {count!r} ids after skipping {skip!r}: give 0 or more")
+    bits = min(STEP_BITS, max(count.bit_length() // 2, 1))
+    steps = 1 << bits
+    made = np.empty(-(-count // steps) * steps, np.uint64)
+    state = _jump(seed, skip % PERIOD)
+    for first in range(0, len(made), LANES * steps):
+        part = made[first : first + LANES * steps].reshape(-1, steps)
+        state = _fill(part, state, bits)
+    return made[:count]
+
+
+def _fill(part: UInt64s, state: int, bits: int) -> int:
+    """Write the ids after `state` into `part` (lanes, steps), row by row; the last state."""
+    states = _lane_starts(state, len(part), bits)
+    scratch = np.empty_like(states)
+    # (steps, lanes): a row is written at once. Unpadded rows would share the cache's sets.
+    scrambled = np.empty((part.shape[1], len(part) + PADDING), np.uint64)[:, : len(part)]
+    for row in scrambled:
+        np.right_shift(states, np.uint64(12), scratch)
+        np.bitwise_xor(states, scratch, states)
+        np.left_shift(states, np.uint64(25), scratch)
+        np.bitwise_xor(states, scratch, states)
+        np.right_shift(states, np.uint64(27), scratch)
+        np.bitwise_xor(states, scratch, states)
+        np.multiply(states, MULTIPLIER, row)
+    part[:] = scrambled.T
+    return int(states[-1])
+
+
+def _lane_starts(state: int, lanes: int, bits: int) -> UInt64s:
+    """State before each lane's first step: lane j starts j * 2**bits steps after `state`."""
+    starts = np.array([state], np.uint64)
+    while len(starts) < lanes:
+        further = apply(power(bits), starts[: lanes - len(starts)])
+        starts = np.concatenate([starts, further])
+        bits += 1
+    return starts
+
+
+def _jump(state: int, steps: int) -> int:
+    """State `steps` steps after `state`."""
+    at = np.array([state], np.uint64)
+    for bit in range(steps.bit_length()):
+        if steps >> bit & 1:
+            at = apply(power(bit), at)
+    return int(at[0])
+
+
+@lru_cache(maxsize=64)
+def power(exponent: int) -> UInt64s:
+    """M ** (2 ** exponent): (8, 256), what each byte of a state contributes to the new state."""
+    if exponent == 0:
+        basis = np.uint64(1) << np.arange(64, dtype=np.uint64)
+        return _tables(_step(basis))
+    half = power(exponent - 1)
+    columns = half[:, 1 << np.arange(8)].reshape(64)
+    return _tables(apply(half, columns))
+
+
+def apply(matrix: UInt64s, states: UInt64s) -> UInt64s:
+    """The product of a matrix, as `power` returns it, with each state."""
+    parts = np.ascontiguousarray(states).astype("<u8").view(np.uint8).reshape(-1, 8)
+    return np.bitwise_xor.reduce(matrix[np.arange(8), parts], axis=1)
+
+
+def _step(x: UInt64s) -> UInt64s:
+    x = x ^ (x >> np.uint64(12))
+    x = x ^ (x << np.uint64(25))
+    return x ^ (x >> np.uint64(27))
+
+
+def _tables(columns: UInt64s) -> UInt64s:
+    """Sums of every subset of the eight columns behind each byte of a state."""
+    tables = np.zeros((8, 1), np.uint64)
+    for bit in range(8):
+        column = columns.reshape(8, 8)[:, bit : bit + 1]
+        tables = np.concatenate([tables, tables ^ column], axis=1)
+    return tables
