@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from soma_agents.settings import Settings, load_settings
@@ -31,5 +32,5 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A plain table on the terminal."""
     table = Table(*headings, box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
     Console().print(table)

@@ -7,6 +7,7 @@ file says `ignore_merges`, as every file written here does.
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,12 @@ def _pattern(content: dict[str, Any]) -> str:
         case {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": str(pattern)}, "invert": False}
-                | {"type": "Split", "pattern": {"Regex": str(pattern)}},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": str(pattern)},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
                 {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
             ],
         }:
@@ -213,7 +218,7 @@ def _check(ranks: dict[bytes, int], special: dict[str, int], order: list[int]) -
     missing = [byte for byte in range(BYTES) if bytes([byte]) not in ranks]
     if missing:
         raise InvalidError(f"the vocabulary has no token for byte {missing[0]:#04x}")
-    if any(a >= b for a, b in zip(order, order[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(order)):
         raise InvalidError("the vocabulary's ids do not follow the order of its merges")
 
 

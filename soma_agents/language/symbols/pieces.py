@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ class Pieces:
     def tolist(self) -> list[bytes]:
         """Every piece."""
         data, starts = self.data.tobytes(), self.starts.tolist()
-        return [data[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+        return [data[a:b] for a, b in pairwise(starts)]
 
     def join(self, ids: npt.NDArray[np.integer]) -> bytes:
         """The bytes of these tokens, end to end.
@@ -104,7 +105,7 @@ def starts_of(lengths: npt.NDArray[np.integer]) -> Offsets:
 def spans(
     starts: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.int64]:
-    """`starts[0], starts[0] + 1, …` for `lengths[0]` places, then the same from `starts[1]`, …"""
+    """Every place of every stretch: `starts[0]`, `starts[0] + 1` … for `lengths[0]` places, and so on."""
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)

@@ -104,9 +104,7 @@ def content_id(piece: bytes) -> int:
     return int.from_bytes(blake2b(piece, digest_size=8).digest(), "little")
 
 
-def _global_ids(
-    uid: UInt64s, content: UInt64s, index: UInt64s, stream: np.uint64
-) -> UInt64s:
+def _global_ids(uid: UInt64s, content: UInt64s, index: UInt64s, stream: np.uint64) -> UInt64s:
     made = np.empty_like(uid)
     scratch = np.empty(BLOCK, np.uint64)
     for start in range(0, len(uid), BLOCK):

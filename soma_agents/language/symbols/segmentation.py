@@ -43,7 +43,7 @@ class Script:
     @cached_property
     def graphemes(self) -> Offsets:
         """Byte at which each extended grapheme cluster begins."""
-        return self._starts(unicode.graphemes(self.text, True))
+        return self._starts(unicode.graphemes(self.text, is_extended=True))
 
     @cached_property
     def segments(self) -> Offsets:

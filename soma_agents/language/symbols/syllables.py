@@ -16,10 +16,13 @@ from soma_agents.language.symbols.segmentation import Script, grammar, is_word
 
 DICTIONARIES = {"LATIN": "en_US", "CYRILLIC": "ru_RU", "GREEK": "el_GR"}
 """Which hyphenation dictionary cuts words of which script."""
-SYLLABIC = frozenset(
-    "BENGALI CHEROKEE CJK DEVANAGARI ETHIOPIC GUJARATI GURMUKHI HANGUL HIRAGANA KANNADA KATAKANA"
-    " KHMER LAO MALAYALAM MYANMAR ORIYA SINHALA TAMIL TELUGU THAI TIBETAN VAI YI".split()
-)
+# fmt: off
+SYLLABIC = frozenset((
+    "BENGALI", "CHEROKEE", "CJK", "DEVANAGARI", "ETHIOPIC", "GUJARATI", "GURMUKHI", "HANGUL",
+    "HIRAGANA", "KANNADA", "KATAKANA", "KHMER", "LAO", "MALAYALAM", "MYANMAR", "ORIYA",
+    "SINHALA", "TAMIL", "TELUGU", "THAI", "TIBETAN", "VAI", "YI",
+))
+# fmt: on
 """Scripts whose grapheme clusters are syllables, or nearly."""
 
 
@@ -52,7 +55,7 @@ def _cuts(word: str) -> list[int]:
 
 
 def _alphabet(word: str) -> str:
-    """First word of the Unicode name of the first letter: LATIN, HANGUL, CJK …"""
+    """First word of the Unicode name of the first letter: LATIN, HANGUL, CJK."""
     for letter in filter(str.isalpha, word):
         return unicodedata.name(letter, "UNKNOWN").split()[0]
     return "NONE"

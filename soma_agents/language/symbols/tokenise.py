@@ -24,7 +24,17 @@ CUTS: Mapping[str, Callable[[Script], Offsets]] = MappingProxyType(
         "frequency": segmentation.frequency,
     }
 )
-METHODS = ("space", "word", "character", "grammar", "subword", "bpe", "syllable", "frequency", "byte")
+METHODS = (
+    "space",
+    "word",
+    "character",
+    "grammar",
+    "subword",
+    "bpe",
+    "syllable",
+    "frequency",
+    "byte",
+)
 BYTES = Pieces.of([bytes([byte]) for byte in range(256)])
 
 

@@ -15,14 +15,18 @@ import numpy.typing as npt
 
 from arbiters.errors import InvalidError
 
-MULTIPLIER = np.uint64(2685821657736338717)
+MULTIPLIER = np.array(2685821657736338717, np.uint64)
+SHIFTS = np.array(12, np.uint64), np.array(25, np.uint64), np.array(27, np.uint64)
+"""Arrays without dimensions: numpy converts a scalar at every call."""
 MASK = (1 << 64) - 1
 PERIOD = MASK
 LANES = 4096
-"""Lanes advanced together: with their scratch rows they stay in the first cache."""
+"""Lanes advanced together."""
+STEP_BITS = 8
+"""A lane makes at most 2 ** STEP_BITS ids in a stretch."""
+TILE = 64
+"""Steps made before they are turned into their places; at most this a stretch, or a multiple."""
 PADDING = 8
-STEP_BITS = 6
-"""A lane makes at most 2 ** STEP_BITS ids."""
 
 UInt64s = npt.NDArray[np.uint64]
 
@@ -52,19 +56,21 @@ def uids(seed: int, count: int, *, skip: int = 0) -> UInt64s:
 
 def _fill(part: UInt64s, state: int, bits: int) -> int:
     """Write the ids after `state` into `part` (lanes, steps), row by row; the last state."""
-    states = _lane_starts(state, len(part), bits)
+    lanes, steps = part.shape
+    states = _lane_starts(state, lanes, bits)
     scratch = np.empty_like(states)
     # (steps, lanes): a row is written at once. Unpadded rows would share the cache's sets.
-    scrambled = np.empty((part.shape[1], len(part) + PADDING), np.uint64)[:, : len(part)]
-    for row in scrambled:
-        np.right_shift(states, np.uint64(12), scratch)
-        np.bitwise_xor(states, scratch, states)
-        np.left_shift(states, np.uint64(25), scratch)
-        np.bitwise_xor(states, scratch, states)
-        np.right_shift(states, np.uint64(27), scratch)
-        np.bitwise_xor(states, scratch, states)
-        np.multiply(states, MULTIPLIER, row)
-    part[:] = scrambled.T
+    scrambled = np.empty((min(steps, TILE), lanes + PADDING), np.uint64)[:, :lanes]
+    for first in range(0, steps, TILE):
+        for row in scrambled:
+            np.right_shift(states, SHIFTS[0], scratch)
+            np.bitwise_xor(states, scratch, states)
+            np.left_shift(states, SHIFTS[1], scratch)
+            np.bitwise_xor(states, scratch, states)
+            np.right_shift(states, SHIFTS[2], scratch)
+            np.bitwise_xor(states, scratch, states)
+            np.multiply(states, MULTIPLIER, row)
+        part[:, first : first + TILE] = scrambled.T
     return int(states[-1])
 
 
@@ -105,9 +111,9 @@ def apply(matrix: UInt64s, states: UInt64s) -> UInt64s:
 
 
 def _step(x: UInt64s) -> UInt64s:
-    x = x ^ (x >> np.uint64(12))
-    x = x ^ (x << np.uint64(25))
-    return x ^ (x >> np.uint64(27))
+    x = x ^ (x >> SHIFTS[0])
+    x = x ^ (x << SHIFTS[1])
+    return x ^ (x >> SHIFTS[2])
 
 
 def _tables(columns: UInt64s) -> UInt64s:

@@ -105,9 +105,7 @@ def _frequencies(codes: npt.NDArray[np.uint8]) -> tuple[Counts, int]:
     return shares, scale
 
 
-def _decode(
-    data: Reader, count: int, frequencies: Counts, scale: int
-) -> npt.NDArray[np.uint32]:
+def _decode(data: Reader, count: int, frequencies: Counts, scale: int) -> npt.NDArray[np.uint32]:
     """(count,) which symbol stands at each place."""
     lanes = lanes_for(count)
     decoder = rans.Decoder(data, scale, lanes)

@@ -1,5 +1,6 @@
-"""Pattern coding: pairs that recur become new symbols, round after round (Larsson and Moffat's
-Re-Pair, 1999, many pairs a round), and what is left is coded by frequency.
+"""Pattern coding: pairs that recur become new symbols, round after round.
+
+Larsson and Moffat's Re-Pair (1999), many pairs a round; what is left is coded by frequency.
 """
 
 import numpy as np
