@@ -7,6 +7,7 @@ file says `ignore_merges`, as every file written here does.
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,19 @@ class Bpe:
             InvalidError: the text has a lone surrogate.
         """
         utf8(text)
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError:  # hundreds of thousands of blanks in a row exhaust its expressions
+            return np.array(self._patient.encode(text, add_special_tokens=False).ids, np.uint32)
+
+    @cached_property
+    def _patient(self) -> Any:
+        """The same vocabulary in `tokenizers`: slower, whatever the text."""
+        from tokenizers import Tokenizer
+
+        made = Tokenizer.from_str(self.source)
+        made.encode_special_tokens = True  # read them as ordinary text
+        return made
 
     def tokens(self, text: str) -> Tokens:
         """The text in tokens."""
@@ -213,11 +226,11 @@ def _check(ranks: dict[bytes, int], special: dict[str, int], order: list[int]) -
     ids = [*ranks.values(), *special.values()]
     if len(set(ids)) < len(ids) or min(ids, default=0) < 0:
         raise CorruptError("the vocabulary is damaged: two tokens have one id, or an id is below 0")
-    if max(ids, default=0) >= 2 * len(ids) + BYTES:
-        raise CorruptError(f"the vocabulary is damaged: {len(ids)} tokens with id {max(ids)!r}")
     missing = [byte for byte in range(BYTES) if bytes([byte]) not in ranks]
     if missing:
         raise InvalidError(f"the vocabulary has no token for byte {missing[0]:#04x}")
+    if max(ids, default=0) >= 2 * len(ids) + BYTES:
+        raise CorruptError(f"the vocabulary is damaged: {len(ids)} tokens with id {max(ids)!r}")
     if any(a >= b for a, b in pairwise(order)):
         raise InvalidError("the vocabulary's ids do not follow the order of its merges")
 
