@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from arbiters.errors import CorruptError, InvalidError
+from soma_agents.language.symbols.compression import frequencies, mixing, patterns
 from soma_agents.language.symbols.compression.codec import METHODS, compress, decompress
 from soma_agents.language.symbols.compression.parts import Reader, Writer
 
@@ -29,12 +30,20 @@ STREAMS = {
     "noise": np.random.default_rng(3).integers(0, 2**32, 900),
     "runs": np.repeat(np.arange(40), 97),
     "words": zipf(5000),
-    "lanes": zipf(40_000)[:-7],
+    "a lane that is not full": zipf(2000)[:-7],
 }
+
+
+@pytest.fixture
+def short_lanes(monkeypatch):
+    """Many lanes in a short stream."""
+    monkeypatch.setattr(mixing, "LANE_TOKENS", 64)
+    monkeypatch.setattr(frequencies, "LANE_TOKENS", 64)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.usefixtures("short_lanes")
 def test_every_stream_comes_back(method, name):
     stream = STREAMS[name]
 
@@ -47,16 +56,16 @@ def test_every_stream_comes_back(method, name):
 @pytest.mark.parametrize("method", METHODS)
 @given(
     stream=arrays(
-        np.uint32, st.integers(0, 60), elements=st.integers(0, 9) | st.integers(0, 2**32 - 1)
+        np.uint32, st.integers(0, 30), elements=st.integers(0, 9) | st.integers(0, 2**32 - 1)
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_stream_comes_back(method, stream):
     assert np.array_equal(decompress(compress(stream, method)), stream)
 
 
 def test_adaptive_is_smaller_than_zstd_on_words_and_frequency_is_near_the_entropy():
-    stream = STREAMS["lanes"]
+    stream = zipf(30_000)
     counts = np.bincount(stream)
     counts = counts[counts > 0]
     entropy = float((counts * np.log2(len(stream) / counts)).sum()) / 8
@@ -64,7 +73,7 @@ def test_adaptive_is_smaller_than_zstd_on_words_and_frequency_is_near_the_entrop
     best = len(zstd.compress(stream.astype("<u2").tobytes(), 22))
 
     assert len(compress(stream, "adaptive")) < best
-    assert entropy < len(compress(stream, "frequency")) < 1.06 * entropy
+    assert entropy < len(compress(stream, "frequency")) < 1.08 * entropy
 
 
 def test_a_stream_of_few_runs_is_small_by_runs_and_of_phrases_by_patterns():
@@ -73,11 +82,12 @@ def test_a_stream_of_few_runs_is_small_by_runs_and_of_phrases_by_patterns():
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("short_lanes")
 def test_any_changed_byte_is_found(method):
     data = compress(zipf(300), method)
     dice = np.random.default_rng(5)
 
-    for place in dice.integers(0, len(data), 60).tolist():
+    for place in dice.integers(0, len(data), 40).tolist():
         damaged = bytearray(data)
         damaged[place] ^= int(dice.integers(1, 256))
         with pytest.raises((CorruptError, InvalidError)):
@@ -85,6 +95,7 @@ def test_any_changed_byte_is_found(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("short_lanes")
 def test_anything_cut_off_or_added_is_found(method):
     data = compress(zipf(200), method)
 
@@ -109,6 +120,20 @@ def test_a_bomb_is_refused_before_it_goes_off():
 
     with pytest.raises(InvalidError, match="claim to be 1000000; at most 1000"):
         decompress(data, at_most=1000)
+
+
+def test_rules_that_nest_deeper_than_any_round_are_refused():
+    deep = [[0, 0], *([place, 0] for place in range(1, 60))]
+    text = np.array([60, *np.array(deep).reshape(-1)], np.uint32)
+    out = Writer()
+    for number in (60, 1):
+        out.number(number)
+    out.packed(np.zeros(1, np.int64))
+    out.number(1)
+    frequencies.pack(text, out)
+
+    with pytest.raises(CorruptError, match="60 deep"):
+        patterns.unpack(Reader(out.done()), 61)
 
 
 def test_a_newer_version_and_another_format_are_told_apart():

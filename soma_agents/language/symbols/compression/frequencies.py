@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from backports import zstd
 
-from arbiters.errors import CorruptError
+from arbiters.errors import CorruptError, InvalidError
 from soma_agents.language.symbols.compression import rans
 from soma_agents.language.symbols.compression.parts import Reader, Stream, Writer
 from soma_agents.language.symbols.compression.rans import Counts
@@ -27,8 +27,16 @@ WEIGHTS = np.array(
 
 
 def pack(stream: Stream, out: Writer) -> None:
-    """Write a stream."""
+    """Write a stream.
+
+    Raises:
+        InvalidError: it has more than MOST_SYMBOLS different tokens.
+    """
     symbols, places = np.unique(stream, return_inverse=True)
+    if len(symbols) > MOST_SYMBOLS:
+        raise InvalidError(
+            f"{len(symbols)} different tokens are more than {MOST_SYMBOLS}: compress by 'adaptive'"
+        )
     codes = _codes(np.bincount(places, minlength=len(symbols)))
     out.number(len(symbols))
     _pack_symbols(symbols, out)

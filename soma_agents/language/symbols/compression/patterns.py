@@ -120,7 +120,10 @@ def _expanded(text: Places, rules: Places, size: int, count: int) -> Places:
 
 def _lengths(rules: Places, size: int) -> Places:
     """Tokens that each symbol stands for."""
-    lengths = np.ones(size + len(rules), np.int64)
-    for place, (left, right) in enumerate(rules.tolist(), size):
-        lengths[place] = min(lengths[left] + lengths[right], 1 << 40)
-    return lengths
+    lengths, depths = [1] * size, [0] * size
+    for left, right in rules.tolist():
+        lengths.append(min(lengths[left] + lengths[right], 1 << 40))
+        depths.append(1 + max(depths[left], depths[right]))
+    if max(depths, default=0) > ROUNDS:
+        raise CorruptError(f"compressed tokens are damaged: rules {max(depths)} deep")
+    return np.array(lengths, np.int64)
