@@ -47,8 +47,10 @@ class Bpe:
         content = _parsed(source)
         self.pattern = _pattern(content)
         ranks, self.special = _vocabulary(content)
+        # Without any special token, `tiktoken` stops at every character to look for one.
+        known = self.special or {"<|none|>": max(ranks.values()) + 1}
         self._encoding = tiktoken.Encoding(
-            "soma", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special
+            "soma", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=known
         )
         self.pieces = _pieces(ranks, self.special)
 

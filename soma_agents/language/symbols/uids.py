@@ -22,9 +22,9 @@ MASK = (1 << 64) - 1
 PERIOD = MASK
 LANES = 4096
 """Lanes advanced together."""
-STEP_BITS = 8
+STEP_BITS = 9
 """A lane makes at most 2 ** STEP_BITS ids in a stretch."""
-TILE = 64
+TILE = 32
 """Steps made before they are turned into their places; at most this a stretch, or a multiple."""
 PADDING = 8
 
@@ -44,7 +44,7 @@ def uids(seed: int, count: int, *, skip: int = 0) -> UInt64s:
         raise InvalidError(f"seed {seed!r} is not from 1 to 2^64 - 1: xorshift64* never leaves 0")
     if count < 0 or skip < 0:
         raise InvalidError(f"cannot make {count!r} ids after skipping {skip!r}: give 0 or more")
-    bits = min(STEP_BITS, max(count.bit_length() // 2, 1))
+    bits = max(1, min(STEP_BITS, (count.bit_length() - 5) // 2))  # starting a lane costs, too
     steps = 1 << bits
     made = np.empty(-(-count // steps) * steps, np.uint64)
     state = _jump(seed, skip % PERIOD)
@@ -57,21 +57,21 @@ def uids(seed: int, count: int, *, skip: int = 0) -> UInt64s:
 def _fill(part: UInt64s, state: int, bits: int) -> int:
     """Write the ids after `state` into `part` (lanes, steps), row by row; the last state."""
     lanes, steps = part.shape
-    states = _lane_starts(state, lanes, bits)
-    scratch = np.empty_like(states)
+    x = _lane_starts(state, lanes, bits)
+    scratch = np.empty_like(x)
     # (steps, lanes): a row is written at once. Unpadded rows would share the cache's sets.
-    scrambled = np.empty((min(steps, TILE), lanes + PADDING), np.uint64)[:, :lanes]
+    states = np.empty((min(steps, TILE), lanes + PADDING), np.uint64)[:, :lanes]
     for first in range(0, steps, TILE):
-        for row in scrambled:
-            np.right_shift(states, SHIFTS[0], scratch)
-            np.bitwise_xor(states, scratch, states)
-            np.left_shift(states, SHIFTS[1], scratch)
-            np.bitwise_xor(states, scratch, states)
-            np.right_shift(states, SHIFTS[2], scratch)
-            np.bitwise_xor(states, scratch, states)
-            np.multiply(states, MULTIPLIER, row)
-        part[:, first : first + TILE] = scrambled.T
-    return int(states[-1])
+        for row in states:
+            np.right_shift(x, SHIFTS[0], scratch)
+            np.bitwise_xor(x, scratch, row)
+            np.left_shift(row, SHIFTS[1], scratch)
+            np.bitwise_xor(row, scratch, row)
+            np.right_shift(row, SHIFTS[2], scratch)
+            np.bitwise_xor(row, scratch, row)
+            x = row
+        np.multiply(states.T, MULTIPLIER, part[:, first : first + TILE])
+    return int(x[-1])
 
 
 def _lane_starts(state: int, lanes: int, bits: int) -> UInt64s:
