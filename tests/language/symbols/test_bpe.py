@@ -24,6 +24,10 @@ def test_tokenizers_gives_the_same_ids_from_the_same_file(bpe, text):
     assert bpe.encode(plain).tolist() == peer.encode(plain, add_special_tokens=False).ids
 
 
+def test_other_readers_of_the_file_are_told_to_look_whole_words_up_first(bpe):
+    assert json.loads(bpe.source)["model"]["ignore_merges"] is True
+
+
 def test_a_saved_vocabulary_is_the_one_that_is_loaded(bpe, tmp_path):
     bpe.save(tmp_path / "tokenizer.json")
 

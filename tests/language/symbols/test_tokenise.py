@@ -117,9 +117,16 @@ def test_byte_order_mark_and_line_ends_are_kept(tmp_path):
 
 @pytest.mark.parametrize("letter", ["a", " "])
 def test_a_megabyte_of_one_letter_is_encoded_like_anything_else(bpe, letter):
-    text = letter * 1_000_000
+    text = letter * 1_000_000 + "<|end|>"
 
-    assert tokenise(text, "bpe", bpe).to_text() == text
+    tokens = tokenise(text, "bpe", bpe)
+
+    assert tokens.to_text() == text
+    assert bpe.special["<|end|>"] not in tokens.ids
+
+
+def test_no_syllable_begins_inside_a_character():
+    assert cut("in\u0301formation", "syllable") == ["in\u0301", "for", "ma", "tion"]
 
 
 def test_segmentation_loads_neither_torch_nor_ray():

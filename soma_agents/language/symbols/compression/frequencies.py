@@ -43,8 +43,10 @@ def pack(stream: Stream, out: Writer) -> None:
     out.blob(zstd.compress(codes.tobytes(), 19))
     if len(symbols) > 1:
         frequencies, scale = _frequencies(codes)
-        starts = _starts(frequencies)[places]
-        rans.encode(starts, frequencies[places], scale, lanes_for(len(places)), out)
+        starts, lanes = _starts(frequencies), lanes_for(len(places))
+        firsts = reversed(range(0, len(places), lanes))
+        groups = (places[first : first + lanes] for first in firsts)
+        rans.encode(((starts[g], frequencies[g]) for g in groups), scale, lanes, out)
 
 
 def unpack(data: Reader, count: int) -> Stream:

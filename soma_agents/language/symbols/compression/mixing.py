@@ -113,18 +113,20 @@ def pack(stream: Stream, out: Writer) -> None:
     text = np.ascontiguousarray(text.reshape(lanes, steps).T)  # (steps, W)
     model = Model(lanes, _table_bits(len(stream), width))
     chances = np.empty((steps, width, lanes), np.uint16)
-    bits = np.empty(chances.shape, np.bool_)
     for step, tokens in enumerate(text):
         model.begin(_row(text, step - 1), _row(text, step - 2))
         node = np.ones(lanes, np.uint32)
         for place in range(width):
             chances[step, place] = model.predict(node)
-            bit = tokens >> np.uint32(width - 1 - place) & np.uint32(1)
-            bits[step, place] = bit
+            bit = _bit(tokens, width, place)
             model.learn(bit.astype(np.int64))
             node = node << np.uint32(1) | bit
-    starts, shares = _shares(chances.reshape(-1).astype(np.int64), bits.reshape(-1))
-    rans.encode(starts, shares, SCALE, lanes, out)
+    groups = (
+        _shares(chances[step, place].astype(np.int64), _bit(text[step], width, place) > 0)
+        for step in reversed(range(steps))
+        for place in reversed(range(width))
+    )
+    rans.encode(groups, SCALE, lanes, out)
 
 
 def unpack(data: Reader, count: int) -> Stream:
@@ -165,6 +167,11 @@ def _table_bits(count: int, width: int) -> int:
 
 def _row(text: Stream, step: int) -> Lane:
     return text[step] if step >= 0 else np.zeros_like(text[0])
+
+
+def _bit(tokens: Lane, width: int, place: int) -> Lane:
+    """The bit of each token at a place, the highest at 0."""
+    return tokens >> np.uint32(width - 1 - place) & np.uint32(1)
 
 
 def _shares(chances: Bits, bits: npt.NDArray[np.bool_]) -> tuple[rans.Counts, rans.Counts]:

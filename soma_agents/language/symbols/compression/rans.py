@@ -5,6 +5,8 @@ the words of all lanes lie in one sequence, in the order in which the decoder wa
 2014, "Interleaved entropy coders").
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,12 +19,12 @@ WORD = np.uint64(32)
 Counts = npt.NDArray[np.uint64]
 
 
-def encode(starts: Counts, frequencies: Counts, scale: int, lanes: int, out: Writer) -> None:
+def encode(groups: Iterable[tuple[Counts, Counts]], scale: int, lanes: int, out: Writer) -> None:
     """Write decisions.
 
     Args:
-        starts: (N,) where each decision's share of 2^scale begins.
-        frequencies: (N,) how large its share is, at least 1.
+        groups: from the last to the first, what the lanes decide together: (≤ W,) where each
+            decision's share of 2^scale begins, and how large it is, at least 1.
         scale: at most 31.
         lanes: W.
         out: where to.
@@ -30,13 +32,12 @@ def encode(starts: Counts, frequencies: Counts, scale: int, lanes: int, out: Wri
     states = np.full(lanes, LOWEST)
     limit = np.uint64(1 << (63 - scale))
     words = [np.zeros(0, np.uint32)]
-    for first in range((len(starts) - 1) // lanes * lanes, -1, -lanes):
-        frequency = frequencies[first : first + lanes]
-        x = states[: len(frequency)]
-        full = x >= frequency * limit
+    for starts, shares in groups:
+        x = states[: len(shares)]
+        full = x >= shares * limit
         words.append(x[full].astype(np.uint32))
-        quotient, rest = np.divmod(np.where(full, x >> WORD, x), frequency)
-        x[:] = (quotient << np.uint64(scale)) + rest + starts[first : first + lanes]
+        quotient, rest = np.divmod(np.where(full, x >> WORD, x), shares)
+        x[:] = (quotient << np.uint64(scale)) + rest + starts
     out.blob(states.astype("<u8").tobytes())
     out.blob(np.concatenate(words[::-1]).astype("<u4").tobytes())
 
@@ -62,10 +63,10 @@ class Decoder:
         """Where in 2^scale the next decisions of the first `count` lanes lie."""
         return self._states[:count] & self._mask
 
-    def advance(self, slots: Counts, starts: Counts, frequencies: Counts) -> None:
+    def advance(self, slots: Counts, starts: Counts, shares: Counts) -> None:
         """The decisions at `slots` were those with these shares."""
         x = self._states[: len(slots)]
-        x[:] = frequencies * (x >> self._bits) + slots - starts
+        x[:] = shares * (x >> self._bits) + slots - starts
         empty = np.flatnonzero(x < LOWEST)
         fresh = self._words[self._used : self._used + len(empty)]
         if len(fresh) < len(empty):
