@@ -64,6 +64,13 @@ def test_any_stream_comes_back(method, stream):
     assert np.array_equal(decompress(compress(stream, method)), stream)
 
 
+def test_counters_that_all_lanes_meet_at_once_stay_within_bounds(monkeypatch):
+    monkeypatch.setattr(mixing, "LANE_TOKENS", 1)
+    stream = np.ones(10 * mixing.MOST_LANES, np.uint32)
+
+    assert np.array_equal(decompress(compress(stream, "adaptive")), stream)
+
+
 def test_adaptive_is_smaller_than_zstd_on_words_and_frequency_is_near_the_entropy():
     stream = zipf(30_000)
     counts = np.bincount(stream)
