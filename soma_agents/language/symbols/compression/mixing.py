@@ -33,8 +33,8 @@ LEAST = 24
 STEPS, REACH = 256, 11
 """Log odds are looked up in steps of 1/STEPS, up to ± REACH."""
 
-# A counter that every lane meets at once settles below twice what one step can add.
-LOGS = np.rint(np.log(np.arange(2 * ORDERS * MOST_LANES + 1) + PRIOR) * 4096) / 4096
+# Halved after every step, a counter stays at most what one step can add.
+LOGS = np.rint(np.log(np.arange(ORDERS * MOST_LANES + 1) + PRIOR) * 4096) / 4096
 SQUASH = np.clip(
     np.rint(2**SCALE / (1 + np.exp(-np.arange(-REACH * STEPS, REACH * STEPS + 1) / STEPS))),
     LEAST,
