@@ -20,11 +20,12 @@ SHIFTS = np.array(12, np.uint64), np.array(25, np.uint64), np.array(27, np.uint6
 """Arrays without dimensions: numpy converts a scalar at every call."""
 MASK = (1 << 64) - 1
 PERIOD = MASK
-LANES = 4096
+LANE_BITS = 13
+LANES = 1 << LANE_BITS
 """Lanes advanced together."""
-STEP_BITS = 9
+STEP_BITS = 6
 """A lane makes at most 2 ** STEP_BITS ids in a stretch."""
-TILE = 32
+TILE = 64
 """Steps made before they are turned into their places; at most this a stretch, or a multiple."""
 PADDING = 8
 
@@ -46,32 +47,32 @@ def uids(seed: int, count: int, *, skip: int = 0) -> UInt64s:
         raise InvalidError(f"cannot make {count!r} ids after skipping {skip!r}: give 0 or more")
     bits = max(1, min(STEP_BITS, (count.bit_length() - 5) // 2))  # starting a lane costs, too
     steps = 1 << bits
-    made = np.empty(-(-count // steps) * steps, np.uint64)
-    state = _jump(seed, skip % PERIOD)
-    for first in range(0, len(made), LANES * steps):
-        part = made[first : first + LANES * steps].reshape(-1, steps)
-        state = _fill(part, state, bits)
-    return made[:count]
+    made = np.empty((-(-count // steps), steps), np.uint64)
+    starts = _lane_starts(_jump(seed, skip % PERIOD), min(len(made), LANES), bits)
+    for first in range(0, len(made), LANES):
+        part = made[first : first + LANES]
+        _fill(part, starts[: len(part)].copy())
+        if first + LANES < len(made):
+            starts = apply(power(bits + LANE_BITS), starts)
+    return made.reshape(-1)[:count]
 
 
-def _fill(part: UInt64s, state: int, bits: int) -> int:
-    """Write the ids after `state` into `part` (lanes, steps), row by row; the last state."""
+def _fill(part: UInt64s, states: UInt64s) -> None:
+    """Write the ids after each lane's state into its row of `part` (lanes, steps)."""
     lanes, steps = part.shape
-    x = _lane_starts(state, lanes, bits)
-    scratch = np.empty_like(x)
+    scratch = np.empty_like(states)
     # (steps, lanes): a row is written at once. Unpadded rows would share the cache's sets.
-    states = np.empty((min(steps, TILE), lanes + PADDING), np.uint64)[:, :lanes]
+    made = np.empty((min(steps, TILE), lanes + PADDING), np.uint64)[:, :lanes]
     for first in range(0, steps, TILE):
-        for row in states:
-            np.right_shift(x, SHIFTS[0], scratch)
-            np.bitwise_xor(x, scratch, row)
-            np.left_shift(row, SHIFTS[1], scratch)
-            np.bitwise_xor(row, scratch, row)
-            np.right_shift(row, SHIFTS[2], scratch)
-            np.bitwise_xor(row, scratch, row)
-            x = row
-        np.multiply(states.T, MULTIPLIER, part[:, first : first + TILE])
-    return int(x[-1])
+        for row in made:
+            np.right_shift(states, SHIFTS[0], scratch)
+            np.bitwise_xor(states, scratch, states)
+            np.left_shift(states, SHIFTS[1], scratch)
+            np.bitwise_xor(states, scratch, states)
+            np.right_shift(states, SHIFTS[2], scratch)
+            np.bitwise_xor(states, scratch, states)
+            np.multiply(states, MULTIPLIER, row)
+        part[:, first : first + TILE] = made.T
 
 
 def _lane_starts(state: int, lanes: int, bits: int) -> UInt64s:
@@ -107,7 +108,10 @@ def power(exponent: int) -> UInt64s:
 def apply(matrix: UInt64s, states: UInt64s) -> UInt64s:
     """The product of a matrix, as `power` returns it, with each state."""
     parts = np.ascontiguousarray(states).astype("<u8").view(np.uint8).reshape(-1, 8)
-    return np.bitwise_xor.reduce(matrix[np.arange(8), parts], axis=1)
+    total = matrix[0].take(parts[:, 0])
+    for place in range(1, 8):
+        total ^= matrix[place].take(parts[:, place])
+    return total
 
 
 def _step(x: UInt64s) -> UInt64s:
