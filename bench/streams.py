@@ -1,7 +1,8 @@
 """Sizes of compressed token streams, beside zstd on the same ids.
 
 `python -m bench.streams`. BPE streams use a vocabulary learnt from other text than they were made of.
-The figure is the smallest, over all streams, of zstd's best size over that of the method `adaptive`.
+The figure is the smallest, over the streams of BPE and words, of zstd's best size over that of the
+method `adaptive`; streams of characters and bytes are measured beside them.
 zstd gets the ids in as few whole bytes as they need, little-endian.
 """
 
@@ -22,6 +23,8 @@ VOCABULARY = 16_384
 LEVELS = (3, 19, 22)
 LEARN_FROM = 6_000_000
 TAKEN = 1_500_000
+TOKENS = ("bpe", "word")
+TARGET = 1.0
 
 Ids = npt.NDArray[np.uint32]
 
@@ -56,21 +59,23 @@ def sizes(ids: Ids) -> tuple[dict[str, int], dict[str, float]]:
 def measure() -> dict[str, object]:
     """Every stream by every method."""
     table: dict[str, dict[str, float]] = {}
-    ratios, speeds = [], []
+    ratios: dict[str, float] = {}
+    speeds = []
     for name, ids in streams().items():
         found, speed = sizes(ids)
         table[name] = {"tokens": len(ids)} | {
             method: round(8 * size / len(ids), 3) for method, size in found.items()
         }
-        ratios.append(min(found[f"zstd -{level}"] for level in LEVELS) / found["adaptive"])
+        ratios[name] = min(found[f"zstd -{level}"] for level in LEVELS) / found["adaptive"]
         speeds.append(speed)
         print(json.dumps({name: table[name]}), flush=True)
+    worst = min(ratio for name, ratio in ratios.items() if name.startswith(TOKENS))
     return {
-        "ok": min(ratios) >= 1,
-        "figure": round(min(ratios), 3),
-        "target": 1.0,
-        "unit": "zstd's best size over adaptive's, on the worst stream",
-        "ratios": dict(zip(table, (round(ratio, 3) for ratio in ratios), strict=True)),
+        "ok": worst >= TARGET,
+        "figure": round(worst, 3),
+        "target": TARGET,
+        "unit": "zstd's best size over adaptive's, on the worst stream of BPE or words",
+        "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
         "bits_per_token": table,
         "million_tokens_per_s": {m: round(median(s[m] for s in speeds), 3) for m in METHODS},
     }

@@ -23,10 +23,8 @@ PERIOD = MASK
 LANE_BITS = 13
 LANES = 1 << LANE_BITS
 """Lanes advanced together."""
-STEP_BITS = 6
+STEP_BITS = 5
 """A lane makes at most 2 ** STEP_BITS ids in a stretch."""
-TILE = 64
-"""Steps made before they are turned into their places; at most this a stretch, or a multiple."""
 PADDING = 8
 
 UInt64s = npt.NDArray[np.uint64]
@@ -62,17 +60,16 @@ def _fill(part: UInt64s, states: UInt64s) -> None:
     lanes, steps = part.shape
     scratch = np.empty_like(states)
     # (steps, lanes): a row is written at once. Unpadded rows would share the cache's sets.
-    made = np.empty((min(steps, TILE), lanes + PADDING), np.uint64)[:, :lanes]
-    for first in range(0, steps, TILE):
-        for row in made:
-            np.right_shift(states, SHIFTS[0], scratch)
-            np.bitwise_xor(states, scratch, states)
-            np.left_shift(states, SHIFTS[1], scratch)
-            np.bitwise_xor(states, scratch, states)
-            np.right_shift(states, SHIFTS[2], scratch)
-            np.bitwise_xor(states, scratch, states)
-            np.multiply(states, MULTIPLIER, row)
-        part[:, first : first + TILE] = made.T
+    made = np.empty((steps, lanes + PADDING), np.uint64)[:, :lanes]
+    for row in made:
+        np.right_shift(states, SHIFTS[0], scratch)
+        np.bitwise_xor(states, scratch, states)
+        np.left_shift(states, SHIFTS[1], scratch)
+        np.bitwise_xor(states, scratch, states)
+        np.right_shift(states, SHIFTS[2], scratch)
+        np.bitwise_xor(states, scratch, states)
+        np.multiply(states, MULTIPLIER, row)
+    part[:] = made.T
 
 
 def _lane_starts(state: int, lanes: int, bits: int) -> UInt64s:
