@@ -33,11 +33,23 @@ class Linear(Protocol):
 class DenseLinear:
     """The plain product."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight = weight
+        self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight)
+        return F.linear(x, self._weight, self._bias)
+
+
+class BiasedLinear:
+    """Any product, and a bias (outputs) added to it."""
+
+    def __init__(self, linear: Linear, bias: Tensor) -> None:
+        self._linear = linear
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._linear(x) + self._bias
 
 
 class BlockLinear:

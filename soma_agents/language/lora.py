@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arbiters.errors import CorruptError, InvalidError, NotFoundError
-from soma_agents.language.transformer import PROJECTIONS, SITES, TransformerConfig
+from soma_agents.language.architecture import PROJECTIONS, SITES, TransformerConfig
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -120,6 +120,10 @@ class ChatTokenizer:
         """What a token stands for: UTF-8, perhaps a part of a character; empty for control."""
         return self._bytes[token]
 
+    def token(self, token: int) -> str:
+        """A token as it is written in the vocabulary."""
+        return self._bpe.id_to_token(token) or ""
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The conversation as the model's chat template writes it.
 

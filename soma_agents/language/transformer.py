@@ -1,90 +1,25 @@
-"""The decoder of the LLaMA family that serving and training share.
+"""The decoder that serving and training share: the LLaMA family, and what others differ in.
 
 RMSNorm (arXiv:1910.07467), rotary positions (arXiv:2104.09864), grouped-query attention
 (arXiv:2305.13245), SwiGLU (arXiv:2002.05202). Weights are laid out as in the `transformers`
 library, with the projections that read the same input fused into one matrix.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arbiters.errors import InvalidError
+from soma_agents.language.architecture import SITES, Activation, TransformerConfig
 
-SITES: dict[str, tuple[str, ...]] = {
-    "qkv": ("q_proj", "k_proj", "v_proj"),
-    "out": ("o_proj",),
-    "gate_up": ("gate_proj", "up_proj"),
-    "down": ("down_proj",),
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
-"""Fused matrices of a block → the projections inside, in the order of their rows."""
-
-MOST_CONTEXT = 1 << 20
-"""Tokens. Tables of rotations have a row for each: a file must not ask for any number of them."""
-
-PROJECTIONS: tuple[str, ...] = tuple(name for names in SITES.values() for name in names)
-
-
-@dataclass(frozen=True, slots=True)
-class TransformerConfig:
-    """Sizes of a transformer. `context` is in tokens."""
-
-    vocab_size: int
-    layers: int
-    d_model: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    d_ff: int
-    context: int
-    rope_theta: float
-    norm_eps: float
-    tied_embeddings: bool
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built.
-
-        Raises:
-            InvalidError: names the field and its value.
-        """
-        for name in ("vocab_size", "layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff"):
-            if getattr(self, name) < 1:
-                raise InvalidError(f"transformer {name} = {getattr(self, name)!r}; use 1 or more")
-        if self.heads % self.kv_heads:
-            raise InvalidError(
-                f"transformer heads = {self.heads!r} is no multiple of kv_heads = {self.kv_heads!r}"
-            )
-        if not 1 <= self.context <= MOST_CONTEXT:
-            raise InvalidError(
-                f"transformer context = {self.context!r}; use 1 to {MOST_CONTEXT!r} tokens"
-            )
-        for name in ("rope_theta", "norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InvalidError(f"transformer {name} = {getattr(self, name)!r}; use above 0")
-        if self.head_dim % 2:
-            raise InvalidError(f"transformer head_dim = {self.head_dim!r}; rotation needs it even")
-
-    def shape(self, projection: str) -> tuple[int, int]:
-        """(outputs, inputs) of a projection."""
-        width, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "q_proj": (width, self.d_model),
-            "k_proj": (narrow, self.d_model),
-            "v_proj": (narrow, self.d_model),
-            "o_proj": (self.d_model, width),
-            "gate_proj": (self.d_ff, self.d_model),
-            "up_proj": (self.d_ff, self.d_model),
-            "down_proj": (self.d_model, self.d_ff),
-        }[projection]
-
-    def site_shape(self, site: str) -> tuple[int, int]:
-        """(outputs, inputs) of a fused matrix."""
-        shapes = [self.shape(name) for name in SITES[site]]
-        return sum(outputs for outputs, _ in shapes), shapes[0][1]
 
 
 class Lora(Protocol):
@@ -126,19 +61,34 @@ class RMSNorm(nn.Module):
 
 
 def rotation(
-    positions: Tensor, config: TransformerConfig, dtype: torch.dtype
+    positions: Tensor, config: TransformerConfig, dtype: torch.dtype, *, local: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (…, D) that rotate heads at `positions` (…)."""
-    steps = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions[..., None].float() / config.rope_theta ** (steps / config.head_dim)
+    """Cosines and sines (…, R) that rotate the first R dimensions of heads at `positions` (…)."""
+    size = config.rotated
+    theta = (local and config.local_rope_theta) or config.rope_theta
+    steps = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[..., None].float() / theta ** (steps / max(size, 1))
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs (i, i + D/2) of x (…, heads, D) by the angles of cos, sin (…, 1, D)."""
+    """Turn pairs (i, i + R/2) of the first R of x (…, heads, D) by cos, sin (…, 1, R)."""
+    if (size := cos.shape[-1]) < x.shape[-1]:
+        return torch.cat((rotate(x[..., :size], cos, sin), x[..., size:]), dim=-1)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def norm_of(config: TransformerConfig, size: int) -> nn.Module:
+    """A norm over `size` numbers, as the model has them between its layers."""
+    return (nn.LayerNorm if config.norm == "layer" else RMSNorm)(size, eps=config.norm_eps)
+
+
+def sight(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """(queries, keys), True where the last `queries` of `keys` tokens may look."""
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return seen.triu(keys - queries - window + 1) if window else seen
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -161,17 +111,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention, then SwiGLU, each behind a norm and added to the stream."""
+    """Attention, then an MLP, each behind a norm and added to the stream."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.config = config
         self.layer = layer
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.window = config.window if config.local(layer) else 0
+        self.attention_norm = norm_of(config, config.d_model)
+        self.mlp_norm = norm_of(config, config.d_model)
         for site in SITES:
             outputs, inputs = config.site_shape(site)
-            self.add_module(site, nn.Linear(inputs, outputs, bias=False))
+            self.add_module(site, nn.Linear(inputs, outputs, bias=site in config.biases))
+        if config.head_norm:
+            self.query_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.key_norm = RMSNorm(config.head_dim, config.norm_eps)
+        if config.post_norm:
+            self.attention_post_norm = norm_of(config, config.d_model)
+            self.mlp_post_norm = norm_of(config, config.d_model)
 
     def forward(
         self,
@@ -182,9 +139,23 @@ class Block(nn.Module):
         lora: Lora | None = None,
     ) -> Tensor:
         """(B, T, C) → (B, T, C); `turn` is the rotation of the tokens' positions."""
-        x = x + self._attend(self.attention_norm(x), turn, cache, lora)
-        gate, up = self._project("gate_up", self.mlp_norm(x), lora).chunk(2, dim=-1)
-        return x + self._project("down", F.silu(gate) * up, lora)
+        attended = self._attend(self.attention_norm(x), turn, cache, lora)
+        if self.config.post_norm:
+            attended = self.attention_post_norm(attended)
+        if self.config.parallel:
+            return x + attended + self._think(x, lora)
+        x = x + attended
+        return x + self._think(x, lora)
+
+    def _think(self, x: Tensor, lora: Lora | None) -> Tensor:
+        activate = ACTIVATIONS[self.config.activation]
+        hidden = self._project("gate_up", self.mlp_norm(x), lora)
+        if self.config.gated:
+            gate, up = hidden.chunk(2, dim=-1)
+            y = self._project("down", activate(gate) * up, lora)
+        else:
+            y = self._project("down", activate(hidden), lora)
+        return self.mlp_post_norm(y) if self.config.post_norm else y
 
     def linear(self, site: str) -> nn.Linear:
         """The fused matrix of a site."""
@@ -201,14 +172,18 @@ class Block(nn.Module):
         config = self.config
         rotated = config.heads + config.kv_heads
         heads = self._project("qkv", x, lora).view(B, T, -1, config.head_dim)
-        turned = rotate(heads[:, :, :rotated], *turn)
+        asking = heads[:, :, :rotated]
+        if config.head_norm:
+            q, k = asking.split((config.heads, config.kv_heads), dim=2)
+            asking = torch.cat((self.query_norm(q), self.key_norm(k)), dim=2)
+        turned = rotate(asking, *turn) if config.rotated else asking
         q, k = turned.transpose(1, 2).split((config.heads, config.kv_heads), dim=1)
         v = heads[:, :, rotated:].transpose(1, 2)  # (B, Hkv, T, D), as k
-        mask = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-            if (past := k.shape[2] - T) > 0:
-                mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device).tril(past)
+        S, mask = k.shape[2], None
+        if S > T or 0 < self.window < S:
+            mask = sight(T, S, self.window, x.device)
         y = attention(q, k, v, mask)
         return self._project("out", y.transpose(1, 2).reshape(B, T, -1), lora)
 
@@ -226,8 +201,10 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.learned_positions:
+            self.positions = nn.Embedding(config.context, config.d_model)
+        self.norm = norm_of(config, config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias="head" in config.biases)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -248,13 +225,15 @@ class Transformer(nn.Module):
 
     @classmethod
     def random(cls, config: TransformerConfig, *, seed: int) -> "Transformer":
-        """Weights drawn from N(0, 0.02²), the same for the same seed."""
+        """Weights drawn from N(0, 0.02²), no biases; the same for the same seed."""
         transformer = cls(config)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for weight in transformer.parameters():
+            for name, weight in transformer.named_parameters():
                 if weight.dim() > 1:
                     weight.normal_(0, 0.02, generator=generator)
+                elif name.endswith("bias"):
+                    weight.zero_()
         return transformer
 
     def forward(
@@ -267,6 +246,14 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V) of the tokens that follow each of `tokens` (B, T)."""
         return self.head(self.hidden(tokens, cache=cache, positions=positions, lora=lora))
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """What the first block reads of `tokens` (…) at `positions` (…): (…, C)."""
+        x = self.embedding(tokens)
+        if self.config.embedding_scale != 1:
+            # Rounded to the weights' format first, as the models that do this were trained.
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)
+        return x + self.positions(positions) if self.config.learned_positions else x
 
     def hidden(
         self,
@@ -283,10 +270,13 @@ class Transformer(nn.Module):
         if positions is None:
             start = 0 if cache is None else cache.length
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
-        x = self.embedding(tokens)
-        cos, sin = rotation(positions[..., None], self.config, x.dtype)  # (B, T, 1, D)
-        for block in self.blocks:
-            x = block(x, (cos, sin), cache=cache, lora=lora)
+        x = self.embed(tokens, positions)
+        turn = rotation(positions[..., None], self.config, x.dtype)  # (B, T, 1, R)
+        near = turn
+        if self.config.local_rope_theta:
+            near = rotation(positions[..., None], self.config, x.dtype, local=True)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, near if self.config.local(layer) else turn, cache=cache, lora=lora)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from arbiters.errors import InvalidError
+from soma_agents.language.architecture import PROJECTIONS, SITES, TransformerConfig
 from soma_agents.language.linear import Linear, block_linear
 from soma_agents.language.sou.layout import StoredAdapter
 from soma_agents.language.sou.reader import SouFile
 from soma_agents.language.tokenizer import ChatTokenizer
-from soma_agents.language.transformer import PROJECTIONS, SITES, TransformerConfig, weight_shapes
+from soma_agents.language.transformer import weight_shapes
 
 ADAPTER = "adapter."
 """Names of an adapter's matrices begin so: `adapter.q_proj.a` (layers, rank, inputs)."""

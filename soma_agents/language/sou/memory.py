@@ -1,0 +1,75 @@
+"""What a model takes of a machine: bytes on disk, of weights in memory, and of each stream's cache."""
+
+import math
+from dataclasses import dataclass
+
+from soma_agents.language.cache import blocks
+from soma_agents.language.linear import GROUP, TILE
+from soma_agents.language.sou.blocks import FLOATS
+from soma_agents.language.sou.reader import SouFile
+from soma_agents.language.transformer import SITES, TransformerConfig, weight_shapes
+
+BF16 = 2
+"""Bytes of a number as the engine computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes. `weights` are dense, for prompts; `products` are the blocks that decoding reads."""
+
+    file: int
+    parameters: int
+    weights: int
+    products: int
+    cache_per_token: int
+    context: int
+    streams: int
+
+    @property
+    def cache(self) -> int:
+        """Keys and values of all streams at full context."""
+        return self.cache_per_token * blocks(self.context) * self.streams
+
+    @property
+    def total(self) -> int:
+        """What the engine holds when every stream has filled its context."""
+        return self.weights + self.products + self.cache
+
+
+def plan_of(file: SouFile, *, context: int, streams: int) -> MemoryPlan:
+    """What serving this file in bf16 takes with so many streams of `context` tokens."""
+    config = file.directory.config
+    names = weight_shapes(config)
+    parameters = sum(math.prod(shape) for shape in names.values())
+    return MemoryPlan(
+        file=sum(piece.bytes for piece in file.directory.pieces),
+        parameters=parameters,
+        weights=parameters * BF16,
+        products=sum(_product_bytes(file, name) for name in names),
+        cache_per_token=cache_bytes_per_token(config),
+        context=context,
+        streams=streams,
+    )
+
+
+def cache_bytes_per_token(config: TransformerConfig) -> int:
+    """Bytes of keys and values that one token leaves behind."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * BF16
+
+
+def _product_bytes(file: SouFile, name: str) -> int:
+    """Bytes of a matrix in the form in which decoding multiplies by it, beside the dense one."""
+    piece = file.tensors[name]
+    if piece.kind in FLOATS or piece.shape[0] % TILE:
+        return 0
+    if name == "embedding.weight" and not file.directory.config.tied_embeddings:
+        return 0  # rows are looked up in it, it multiplies nothing
+    adapter = file.directory.adapter
+    if adapter is not None and _corrected(name, adapter.targets):
+        return 0
+    numbers = math.prod(piece.shape) * (2 if piece.kind == "Q8" else 1)
+    return numbers // 2 + numbers // GROUP * 2 * BF16
+
+
+def _corrected(name: str, targets: tuple[str, ...]) -> bool:
+    return not set(SITES.get(name.split(".")[-2], ())).isdisjoint(targets)
