@@ -80,13 +80,6 @@ class TransformerConfig:
             raise InvalidError(
                 f"transformer heads = {self.heads!r} is no multiple of kv_heads = {self.kv_heads!r}"
             )
-        if not 1 <= self.context <= MOST_CONTEXT:
-            raise InvalidError(
-                f"transformer context = {self.context!r}; use 1 to {MOST_CONTEXT!r} tokens"
-            )
-        for name in ("rope_theta", "norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InvalidError(f"transformer {name} = {getattr(self, name)!r}; use above 0")
         if self.rotated % 2 or not 0 <= self.rotated <= self.head_dim:
             raise InvalidError(
                 f"transformer rotates {self.rotated!r} of head_dim = {self.head_dim!r}; "
@@ -94,7 +87,17 @@ class TransformerConfig:
             )
         if unknown := set(self.biases) - {*SITES, "head"}:
             raise InvalidError(f"transformer biases = {min(unknown)!r}; use sites or 'head'")
-        if not (0 <= self.window <= MOST_CONTEXT and 0 <= self.global_every):
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if not 1 <= self.context <= MOST_CONTEXT:
+            raise InvalidError(
+                f"transformer context = {self.context!r}; use 1 to {MOST_CONTEXT!r} tokens"
+            )
+        for name in ("rope_theta", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidError(f"transformer {name} = {getattr(self, name)!r}; use above 0")
+        if not (0 <= self.window <= MOST_CONTEXT and self.global_every >= 0):
             raise InvalidError(f"transformer window = {self.window!r}, {self.global_every!r}")
         if not 0 <= self.local_rope_theta < math.inf or not 0 < self.embedding_scale < math.inf:
             raise InvalidError("transformer local_rope_theta or embedding_scale is no sound number")

@@ -20,7 +20,6 @@ from soma_agents.language.mixed_lora import MixedLora
 from soma_agents.language.model import LanguageModel
 from soma_agents.language.transformer import ACTIVATIONS, Block, RMSNorm, rotation
 
-
 Norm = Callable[[Tensor], Tensor]
 
 
@@ -175,8 +174,7 @@ def _linears(model: LanguageModel) -> tuple[list[DecoderBlock], Linear]:
 def _block(model: LanguageModel, layer: int, stored: Checkpoint | None) -> DecoderBlock:
     block, config = cast("Block", model.transformer.blocks[layer]), model.config
     linears = {
-        site: _linear(block.linear(site), f"blocks.{layer}.{site}.weight", stored)
-        for site in SITES
+        site: _linear(block.linear(site), f"blocks.{layer}.{site}.weight", stored) for site in SITES
     }
     return DecoderBlock(
         _norm(block.attention_norm),

@@ -68,15 +68,18 @@ class BlockLinear:
 
 
 class DoubleBlockLinear:
-    """An 8-bit matrix as the sum of two 4-bit ones, side by side: q = 16 · high + low."""
+    """A wider matrix as the sum of two 4-bit ones, side by side: q = 16 · high + low."""
 
-    def __init__(self, q: Tensor, scale: Tensor) -> None:
-        """`q` (outputs, inputs) int32 in -128 … 127; `scale` (outputs, inputs / 32) fp32."""
+    def __init__(self, q: Tensor, scale: Tensor, offset: Tensor | None = None) -> None:
+        """`q` (outputs, inputs) int32 in -128 … 127; `scale`, `offset` (outputs, inputs / 32) fp32.
+
+        A value is q · scale - offset.
+        """
         high, low = q.div(16, rounding_mode="floor") + 8, q.remainder(16)
         self._both = BlockLinear(
             torch.cat((high, low), dim=1),
             torch.cat((16 * scale, scale), dim=1),
-            torch.cat((torch.zeros_like(scale), 8 * scale), dim=1),
+            torch.cat((torch.zeros_like(scale) if offset is None else -offset, 8 * scale), dim=1),
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -104,14 +107,16 @@ def stored_linear(
     return BlockLinear(*columns) if len(columns) == 3 else DoubleBlockLinear(*columns)  # noqa: PLR2004
 
 
-def block_linear(blocks: Blocks) -> Linear | None:
+def block_linear(blocks: Blocks, bits: int) -> Linear | None:
     """The product with a matrix of a `.sou` file; None if no kernel fits its rows."""
     if blocks.q.shape[0] % TILE:
         return None
-    if blocks.offset is not None:
-        return BlockLinear(blocks.q.int(), blocks.scale, 8 * blocks.scale - blocks.offset)
     repeats = blocks.q.shape[1] // blocks.scale.shape[1] // GROUP
-    return DoubleBlockLinear(blocks.q.int(), blocks.scale.repeat_interleave(repeats, dim=1))
+    scale = blocks.scale.repeat_interleave(repeats, dim=1)
+    offset = None if blocks.offset is None else blocks.offset.repeat_interleave(repeats, dim=1)
+    if offset is not None and bits <= 4:  # noqa: PLR2004 - what the kernel multiplies
+        return BlockLinear(blocks.q.int(), scale, 8 * scale - offset)
+    return DoubleBlockLinear(blocks.q.int(), scale, offset)
 
 
 def _q4_0(raw: npt.NDArray[np.uint8]) -> list[Tensor]:

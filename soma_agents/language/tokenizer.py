@@ -77,7 +77,7 @@ class ChatTokenizer:
         """
         bpe, meanings, control = read_tokenizer(text, most_tokens)
         tokenizer = cls.__new__(cls)
-        tokenizer._set_up(bpe, meanings, control, tuple(eos_ids), template)
+        tokenizer._set_up(bpe, meanings, control, tuple(eos_ids), template)  # noqa: SLF001 - its own
         return tokenizer
 
     def _set_up(

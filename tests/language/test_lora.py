@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from arbiters.errors import CorruptError, InvalidError, NotFoundError
+from soma_agents.language.architecture import PROJECTIONS, SITES
 from soma_agents.language.lora import LoraAdapter, LoraConfig, adapter_id
 from soma_agents.language.mixed_lora import MixedLora, PackedLora
-from soma_agents.language.architecture import PROJECTIONS, SITES
 
 # peft asks transformers in a way that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -118,7 +118,9 @@ def _add_tensors(
 ) -> None:
     weight = source.tensor(name, torch.float32)
     site = name.split(".")[-2]
-    sizes = [source.config.shape(part)[0] for part in SITES[site]] if site in SITES else [len(weight)]
+    sizes = (
+        [source.config.shape(part)[0] for part in SITES[site]] if site in SITES else [len(weight)]
+    )
     for part, theirs in zip(weight.split(sizes), names_of(name), strict=True):
         rows = part
         if theirs.endswith(("attn_q.weight", "attn_k.weight")):

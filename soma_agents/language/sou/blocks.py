@@ -1,7 +1,7 @@
 """How numbers are stored in a `.sou` file: plain floats, or whole numbers that share a scale.
 
-Q8 is symmetric with one scale for 64 values of a row, as Q8_0 of llama.cpp has one for 32. Q4 and
-Q2 are affine in groups of 32 with scale and offset in 8 bits each, relative to the row's largest:
+Q8 is symmetric with one scale for 64 values of a row, as Q8_0 of llama.cpp has one for 32. Q5, Q4
+and Q2 are affine, with scale and offset of a group in 8 bits each, relative to the row's largest:
 the idea of llama.cpp's k-quants (https://github.com/ggml-org/llama.cpp/pull/1684) without their
 super-blocks of 256, of which narrow models have no whole number in a row. Scale and offset are
 fitted by alternating least squares. Each part of a tensor (whole numbers, row scales, codes) is one
@@ -18,23 +18,23 @@ from torch import Tensor
 
 from arbiters.errors import InvalidError
 
-Kind = Literal["F32", "F16", "BF16", "Q8", "Q4", "Q2"]
+Kind = Literal["F32", "F16", "BF16", "Q8", "Q5", "Q4", "Q2"]
 FLOATS: dict[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-SYMMETRIC_GROUP = 64
-"""Values that share a scale in Q8."""
-GROUP = 32
-"""Values that share scale and offset in Q4 and Q2."""
-AFFINE_BITS = {"Q4": 4, "Q2": 2}
+BITS = {"Q8": 8, "Q5": 5, "Q4": 4, "Q2": 2}
+GROUPS = {"Q8": 64, "Q5": 64, "Q4": 32, "Q2": 32}
+"""Values of a row that share a scale."""
 FITS = 3
 """Rounds of least squares; further ones change nothing that can be measured."""
 CODES = 255
 """Largest 8-bit code: stands for the largest scale or offset of the row."""
 PIECE = 1 << 22
 """Values quantised at once."""
+TINY = torch.finfo(torch.float32).tiny
+"""Divisor where a scale is zero: what is divided is zero, too, or smaller than F16 can tell."""
 
 
 class Blocks(NamedTuple):
@@ -61,7 +61,7 @@ def fits(kind: Kind, shape: tuple[int, ...]) -> bool:
     """Whether a tensor of this shape can be stored so."""
     if kind in FLOATS:
         return True
-    return len(shape) == 2 and shape[1] % _group(kind) == 0  # noqa: PLR2004 - a matrix
+    return len(shape) == 2 and shape[1] % GROUPS[kind] == 0  # noqa: PLR2004 - a matrix
 
 
 def size_of(kind: Kind, shape: tuple[int, ...]) -> int:
@@ -73,7 +73,7 @@ def size_of(kind: Kind, shape: tuple[int, ...]) -> int:
     if not fits(kind, shape):
         raise InvalidError(
             f"a tensor of shape {shape!r} cannot be {kind}: that takes a matrix whose rows "
-            f"are multiples of {_group(kind)}"
+            f"are multiples of {GROUPS[kind]}"
         )
     if kind in FLOATS:
         return math.prod(shape) * FLOATS[kind].itemsize
@@ -94,7 +94,7 @@ def encode(kind: Kind, tensor: Tensor) -> bytes:
     values = tensor.float()
     _refuse_broken(values, kind)
     step = max(1, PIECE // values.shape[1])
-    encoder = _symmetric if kind == "Q8" else _affine(AFFINE_BITS[kind])
+    encoder = _symmetric if kind == "Q8" else _affine(BITS[kind], GROUPS[kind])
     parts = [encoder(piece) for piece in values.split(step)]
     return b"".join(_bytes(torch.cat(plane)) for plane in zip(*parts, strict=True))
 
@@ -126,12 +126,12 @@ def split(kind: Kind, shape: tuple[int, ...], raw: memoryview) -> Blocks:
         _refuse_broken(scale, kind)
         return Blocks(q, scale, None)
     middle = planes.values + planes.rows
-    packed = torch.frombuffer(raw[: planes.values], dtype=torch.uint8).view(rows, -1)
-    steps = torch.frombuffer(raw[planes.values : middle], dtype=torch.float32).view(rows, 2)
-    _refuse_broken(steps, kind)
-    codes = torch.frombuffer(raw[middle:], dtype=torch.uint8).view(rows, 2, columns // GROUP)
-    scale, offset = (codes * steps[:, :, None]).unbind(1)
-    return Blocks(_unpack(packed, AFFINE_BITS[kind]), scale, offset)
+    packed = torch.frombuffer(raw[: planes.values], dtype=torch.uint8)
+    largest = torch.frombuffer(raw[planes.values : middle], dtype=torch.float16).view(rows, 2)
+    _refuse_broken(largest, kind)
+    codes = torch.frombuffer(raw[middle:], dtype=torch.uint8).view(rows, 2, -1)
+    scale, offset = (codes * (largest.float() / CODES)[..., None]).unbind(1)
+    return Blocks(_unpack(packed, BITS[kind]).view(shape), scale, offset)
 
 
 def value_of(blocks: Blocks, dtype: torch.dtype) -> Tensor:
@@ -149,35 +149,32 @@ def value_of(blocks: Blocks, dtype: torch.dtype) -> Tensor:
     return values
 
 
-def _group(kind: Kind) -> int:
-    return SYMMETRIC_GROUP if kind == "Q8" else GROUP
-
-
 def _planes(kind: Kind, rows: int, columns: int) -> _Planes:
+    groups = columns // GROUPS[kind]
     if kind == "Q8":
-        return _Planes(rows * columns, 0, rows * (columns // SYMMETRIC_GROUP) * 2)
-    packed = rows * columns * AFFINE_BITS[kind] // 8
-    return _Planes(packed, rows * 2 * 4, rows * 2 * (columns // GROUP))
+        return _Planes(rows * columns, 0, rows * groups * 2)
+    return _Planes(rows * columns * BITS[kind] // 8, rows * 2 * 2, rows * 2 * groups)
 
 
-def _symmetric(x: Tensor) -> tuple[Tensor, Tensor]:
-    groups = x.view(len(x), -1, SYMMETRIC_GROUP)
+def _symmetric(x: Tensor) -> tuple[Tensor, ...]:
+    groups = x.view(len(x), -1, GROUPS["Q8"])
     scale = (groups.abs().amax(-1) / 127).half()  # 127: the largest signed byte
     _refuse_broken(scale, "Q8")
-    divisor = scale.float().clamp(min=torch.finfo(torch.float16).smallest_normal / 1024)
-    q = (groups / divisor[..., None]).round().clamp(-127, 127)
+    q = (groups / scale.float().clamp(min=TINY)[..., None]).round().clamp(-127, 127)
     return q.to(torch.int8).view(x.shape), scale
 
 
-def _affine(bits: int) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    def encoder(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        groups = x.view(len(x), -1, GROUP)
+def _affine(bits: int, group: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    def encoder(x: Tensor) -> tuple[Tensor, ...]:
+        groups = x.view(len(x), -1, group)
         pair = torch.stack(_fitted(groups, 2**bits - 1), dim=1)  # (rows, 2, groups)
-        steps = pair.amax(-1) / CODES
-        codes = (pair / steps[..., None].clamp(min=torch.finfo(torch.float32).tiny)).round()
-        scale, offset = (codes * steps[..., None])[..., None].unbind(1)
-        q = _nearest(groups, scale, offset, 2**bits - 1)
-        return _pack(q.to(torch.uint8).view(x.shape), bits), steps, codes.to(torch.uint8)
+        largest = pair.amax(-1).half()
+        _refuse_broken(largest, f"Q{bits}")
+        steps = (largest.float() / CODES)[..., None]
+        codes = (pair / steps.clamp(min=TINY)).round().clamp(max=CODES)
+        scale, offset = (codes * steps)[..., None].unbind(1)
+        q = _nearest(groups, scale, offset, 2**bits - 1).to(torch.uint8)
+        return *_pack(q.view(-1), bits), largest, codes.to(torch.uint8)
 
     return encoder
 
@@ -203,7 +200,7 @@ def _fitted(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(x: Tensor, scale: Tensor, offset: Tensor, most: int) -> Tensor:
-    return ((x + offset) / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().clamp(0, most)
+    return ((x + offset) / scale.clamp(min=TINY)).round().clamp(0, most)
 
 
 def _error(x: Tensor, scale: Tensor, offset: Tensor, most: int) -> Tensor:
@@ -211,25 +208,29 @@ def _error(x: Tensor, scale: Tensor, offset: Tensor, most: int) -> Tensor:
     return (x - found).square().sum(-1, keepdim=True)
 
 
-def _pack(q: Tensor, bits: int) -> Tensor:
-    """Neighbours in a byte, the first in its lowest bits."""
-    parts = q.view(len(q), -1, 8 // bits)
-    packed = parts[..., 0].clone()
+def _pack(q: Tensor, bits: int) -> tuple[Tensor, ...]:
+    """Neighbours in a byte, the first in its lowest bits; of five bits the highest goes apart."""
+    if bits == 5:  # noqa: PLR2004 - not a divisor of eight
+        return *_pack(q & 15, 4), *_pack(q >> 4, 1)
+    parts = q.view(-1, 8 // bits)
+    packed = parts[:, 0].clone()
     for place in range(1, 8 // bits):
-        packed |= parts[..., place] << (bits * place)
-    return packed
+        packed |= parts[:, place] << (bits * place)
+    return (packed,)
 
 
 def _unpack(packed: Tensor, bits: int) -> Tensor:
-    mask = 2**bits - 1
-    parts = [packed >> (bits * place) & mask for place in range(8 // bits)]
-    return torch.stack(parts, dim=-1).view(len(packed), -1)
+    if bits == 5:  # noqa: PLR2004 - see `_pack`
+        low = len(packed) // 5 * 4
+        return _unpack(packed[:low], 4) | _unpack(packed[low:], 1) << 4
+    parts = [packed >> (bits * place) & 2**bits - 1 for place in range(8 // bits)]
+    return torch.stack(parts, dim=-1).view(-1)
 
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _refuse_broken(numbers: Tensor, kind: Kind) -> None:
+def _refuse_broken(numbers: Tensor, kind: str) -> None:
     if not torch.isfinite(numbers).all():
         raise InvalidError(f"numbers stored as {kind} hold NaN or infinity")

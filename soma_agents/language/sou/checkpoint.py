@@ -8,6 +8,7 @@ from torch import Tensor
 from arbiters.errors import InvalidError
 from soma_agents.language.architecture import PROJECTIONS, SITES, TransformerConfig
 from soma_agents.language.linear import Linear, block_linear
+from soma_agents.language.sou.blocks import BITS
 from soma_agents.language.sou.layout import StoredAdapter
 from soma_agents.language.sou.reader import SouFile
 from soma_agents.language.tokenizer import ChatTokenizer
@@ -62,7 +63,7 @@ class SouCheckpoint:
         if self._corrected(name):
             return None
         blocks = self.file.blocks(name)
-        return None if blocks is None else block_linear(blocks)
+        return None if blocks is None else block_linear(blocks, BITS[self.file.tensors[name].kind])
 
     def _corrected(self, name: str) -> bool:
         site = name.split(".")[-2]

@@ -19,18 +19,18 @@ from soma_agents.language.transformer import TransformerConfig, weight_shapes
 
 KINDS: tuple[str, ...] = get_args(Kind)
 OUTER = ("embedding.weight", "head.weight")
-"""Every token passes through them once: two bits there would cost more than anywhere else."""
+"""Every token passes through them: an error here costs more than anywhere else."""
 
 
 def kind_for(kind: Kind, name: str, shape: tuple[int, ...]) -> Kind:
     """How a tensor is stored in a file of `kind`.
 
-    Vectors stay fp32, they weigh nothing; the embeddings of a Q2 file are Q4; what has no whole
-    groups in a row is F16.
+    Vectors stay fp32, they weigh nothing; embeddings and head of a Q4 or Q2 file are Q5; what has
+    no whole groups in a row is F16.
     """
     if len(shape) == 1:
         return "F32"
-    wanted: Kind = "Q4" if kind == "Q2" and name in OUTER else kind
+    wanted: Kind = "Q5" if kind in {"Q4", "Q2"} and name in OUTER else kind
     return wanted if fits(wanted, shape) else "F16"
 
 

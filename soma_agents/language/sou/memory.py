@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from soma_agents.language.cache import blocks
 from soma_agents.language.linear import GROUP, TILE
-from soma_agents.language.sou.blocks import FLOATS
+from soma_agents.language.sou.blocks import BITS, FLOATS
 from soma_agents.language.sou.reader import SouFile
 from soma_agents.language.transformer import SITES, TransformerConfig, weight_shapes
 
@@ -67,7 +67,7 @@ def _product_bytes(file: SouFile, name: str) -> int:
     adapter = file.directory.adapter
     if adapter is not None and _corrected(name, adapter.targets):
         return 0
-    numbers = math.prod(piece.shape) * (2 if piece.kind == "Q8" else 1)
+    numbers = math.prod(piece.shape) * (2 if BITS[piece.kind] > 4 else 1)  # noqa: PLR2004 - see `DoubleBlockLinear`
     return numbers // 2 + numbers // GROUP * 2 * BF16
 
 

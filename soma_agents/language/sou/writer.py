@@ -126,9 +126,7 @@ def _directory(draft: Draft, sections: list[Section], tensors: list[StoredTensor
     return directory
 
 
-def _fill(
-    file: BinaryIO, draft: Draft, texts: Mapping[str, bytes], directory: Directory
-) -> None:
+def _fill(file: BinaryIO, draft: Draft, texts: Mapping[str, bytes], directory: Directory) -> None:
     """Pieces first; header and directory last, when the hashes are known."""
 
     def put(piece: Section, content: bytes) -> str:

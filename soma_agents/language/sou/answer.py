@@ -1,0 +1,62 @@
+"""One answer of a model file, under what the file itself says: parameters, system message, ACL."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from arbiters.errors import InvalidError
+from policies.personality import describe
+from soma_agents.language.engine import Engine
+from soma_agents.language.model import load_model
+from soma_agents.language.requests import GenerationRequest, Piece
+from soma_agents.language.sampling import Sampling
+from soma_agents.language.sou.card import Card
+from soma_agents.language.sou.reader import SouFile
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """See `tokenizer.Message`."""
+
+    role: str
+    content: str
+
+
+def voice(card: Card) -> str:
+    """The system message: the file's own, then its personality in words."""
+    traits = describe(card.personality) if card.personality else ""
+    return "\n".join(part for part in (card.system, traits) if part)
+
+
+def sampling_of(card: Card, tokens: int) -> Sampling:
+    """The file's parameters, at most `tokens` long."""
+    given = card.parameters.model_dump(exclude_defaults=True)
+    return Sampling(**given | {"max_tokens": min(tokens, given.get("max_tokens", tokens))})
+
+
+async def answer(path: Path, prompt: str, *, user: str, tokens: int) -> AsyncIterator[str]:
+    """The model's answer, piece by piece; what has no chat template goes on with the prompt.
+
+    Raises:
+        InvalidError: the file's ACL does not let `user` use it, or the prompt does not fit.
+    """
+    file = SouFile(path)
+    card = file.directory.card
+    file.close()
+    if not card.allows(user):
+        raise InvalidError(f"the ACL of {str(path)!r} does not let {user!r} use it")
+    model = load_model(str(path))
+    text = prompt
+    if model.tokenizer.template:
+        turns = [Turn("system", voice(card))] if voice(card) else []
+        turns.append(Turn("user", prompt))
+        text = model.tokenizer.render(turns, add_generation_prompt=True)
+    request = GenerationRequest(tuple(model.tokenizer.encode(text)), sampling_of(card, tokens))
+    engine = Engine(model, slots=1)
+    engine.start()
+    try:
+        async for item in engine.generate(request):
+            if isinstance(item, Piece):
+                yield item.text
+    finally:
+        await engine.close()
