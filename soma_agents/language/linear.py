@@ -115,7 +115,8 @@ def block_linear(blocks: Blocks, bits: int) -> Linear | None:
     scale = blocks.scale.repeat_interleave(repeats, dim=1)
     offset = None if blocks.offset is None else blocks.offset.repeat_interleave(repeats, dim=1)
     if offset is not None and bits <= 4:  # noqa: PLR2004 - what the kernel multiplies
-        return BlockLinear(blocks.q.int(), scale, 8 * scale - offset)
+        half = 2 ** (bits - 1)  # fewer bits go to the middle of the kernel's 16 steps
+        return BlockLinear(blocks.q.int() + 8 - half, scale, half * scale - offset)
     return DoubleBlockLinear(blocks.q.int(), scale, offset)
 
 

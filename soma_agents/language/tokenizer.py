@@ -114,11 +114,14 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, control tokens left out; broken UTF-8 becomes U+FFFD."""
-        return b"".join(self._bytes[i] for i in ids).decode(errors="replace")
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """What a token stands for: UTF-8, perhaps a part of a character; empty for control."""
-        return self._bytes[token]
+        """What a token stands for: UTF-8, perhaps a part of a character; empty for control.
+
+        Embeddings often have a few rows more than there are tokens: those stand for nothing.
+        """
+        return self._bytes[token] if token < len(self._bytes) else b""
 
     def token(self, token: int) -> str:
         """A token as it is written in the vocabulary."""

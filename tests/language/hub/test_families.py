@@ -49,7 +49,10 @@ FAMILIES = {
     "gemma3": (
         Gemma3ForCausalLM,
         Gemma3TextConfig(
-            **LLAMA, head_dim=16, sliding_window=5, query_pre_attn_scalar=24,
+            **LLAMA,
+            head_dim=16,
+            sliding_window=5,
+            query_pre_attn_scalar=24,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
     ),
@@ -148,7 +151,7 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path):
         open_source(str(tmp_path))
 
 
-def test_settings_that_no_table_maps_are_refused(saved, tmp_path):
+def test_settings_that_no_table_maps_are_refused(saved):
     _, directory = saved("llama")
     config = directory / "config.json"
 
