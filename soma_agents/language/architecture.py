@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from arbiters.errors import InvalidError
 
@@ -24,7 +24,7 @@ PROJECTIONS: tuple[str, ...] = tuple(name for names in SITES.values() for name i
 
 
 Norm = Literal["rms", "layer"]
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,8 @@ class TransformerConfig:
                 f"transformer rotates {self.rotated!r} of head_dim = {self.head_dim!r}; "
                 "rotation needs an even number up to that"
             )
+        if self.activation not in get_args(Activation):
+            raise InvalidError(f"transformer activation = {self.activation!r} is unknown")
         if unknown := set(self.biases) - {*SITES, "head"}:
             raise InvalidError(f"transformer biases = {min(unknown)!r}; use sites or 'head'")
         self._check_numbers()
