@@ -37,11 +37,11 @@ def inspect(
     text: Annotated[bool, typer.Option("--text", help="Print the text form.")] = False,
 ) -> None:
     """Say what a file holds and what memory serving it takes."""
+    from soma_agents.language.sou.checkpoint import SouCheckpoint
     from soma_agents.language.sou.memory import plan_of
     from soma_agents.language.sou.modelfile import Modelfile, written
-    from soma_agents.language.sou.reader import SouFile
 
-    opened = SouFile(file)
+    opened = SouCheckpoint(file).file
     if text:
         adapter = "(in the file)" if opened.directory.adapter else ""
         print(written(Modelfile(str(file), adapter, opened.directory.card)), end="")

@@ -17,6 +17,18 @@ SITES: dict[str, tuple[str, ...]] = {
 MOST_CONTEXT = 1 << 20
 """Tokens. Tables of rotations have a row for each: a file must not ask for any number of them."""
 
+MOST = {
+    "vocab_size": 1 << 24,
+    "layers": 1 << 16,
+    "d_model": 1 << 24,
+    "heads": 1 << 16,
+    "kv_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "d_ff": 1 << 24,
+    "context": MOST_CONTEXT,
+}
+"""Sizes whose products a whole number of the machine holds."""
+
 FAMILY_FIELDS = 11
 """Fields of a configuration that are sizes; those behind them say in what a model is no LLaMA."""
 
@@ -73,9 +85,11 @@ class TransformerConfig:
         Raises:
             InvalidError: names the field and its value.
         """
-        for name in ("vocab_size", "layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff"):
-            if getattr(self, name) < 1:
-                raise InvalidError(f"transformer {name} = {getattr(self, name)!r}; use 1 or more")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise InvalidError(
+                    f"transformer {name} = {getattr(self, name)!r}; use 1 to {most!r}"
+                )
         if self.heads % self.kv_heads:
             raise InvalidError(
                 f"transformer heads = {self.heads!r} is no multiple of kv_heads = {self.kv_heads!r}"
@@ -92,10 +106,6 @@ class TransformerConfig:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        if not 1 <= self.context <= MOST_CONTEXT:
-            raise InvalidError(
-                f"transformer context = {self.context!r}; use 1 to {MOST_CONTEXT!r} tokens"
-            )
         for name in ("rope_theta", "norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidError(f"transformer {name} = {getattr(self, name)!r}; use above 0")

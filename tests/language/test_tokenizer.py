@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from arbiters.errors import CorruptError, InvalidError
 from arbiters.events import ChatMessage
@@ -111,3 +112,39 @@ def test_digits_stand_alone_as_the_model_was_trained(smollm2_fp32):
 
     # Two spaces before a digit are one token: digits are cut off before words are.
     assert [tokenizer.decode([i]) for i in ids] == ["a", "  ", "1", "2"]
+
+
+def test_rows_of_the_embeddings_beyond_the_vocabulary_stand_for_nothing(tokenizer):
+    beyond = tokenizer.vocab_size + 3
+
+    assert tokenizer.token_bytes(beyond) == b""
+    assert tokenizer.decode([*tokenizer.encode("hi"), beyond]) == "hi"
+
+
+def test_a_tokenizer_comes_back_from_its_own_json(tokenizer):
+    text = "né\r\n👩‍🚀 <|im_end|> 12"
+
+    again = ChatTokenizer.from_json(
+        tokenizer.to_json(), template="", eos_ids=(1,), most_tokens=tokenizer.vocab_size
+    )
+
+    assert again.encode(text) == tokenizer.encode(text)
+    assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+    with pytest.raises(InvalidError, match="no chat template"):
+        again.render([ChatMessage(role="user", content="hi")], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"model": {"type": "BPE"}}', "\x00"])
+def test_a_tokenizer_json_that_is_none_is_refused(text):
+    with pytest.raises(CorruptError, match="tokenizer"):
+        ChatTokenizer.from_json(text, template="", eos_ids=(), most_tokens=300)
+
+
+def test_pieces_of_sentencepiece_stand_for_spaces_and_bytes():
+    pieces = {"<0x0A>": 0, "\u2581hi": 1, "<0xC3>": 2, "<0xA9>": 3}
+    bpe = Tokenizer(models.BPE(pieces, []))
+    bpe.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback()])
+
+    tokenizer = ChatTokenizer.from_json(bpe.to_str(), template="", eos_ids=(), most_tokens=9)
+
+    assert tokenizer.decode([1, 0, 2, 3]) == " hi\né"

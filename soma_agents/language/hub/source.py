@@ -5,10 +5,12 @@ Hybrid: what is named is looked for here first; only `hub:OWNER/NAME` may ask th
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from soma_agents.language.tokenizer import ChatTokenizer
 from soma_agents.language.transformer import weight_shapes
 
 HUB = "hub:"
+SIZES = TypeAdapter(TransformerConfig)
 MOST_JSON = 64 << 20
 """Bytes of the longest JSON file that is read."""
 
@@ -44,10 +47,11 @@ class HubCheckpoint:
         self._directory = directory
         said = self._json("config.json")
         self._said = said
-        self._family = family_of(said)
         try:
-            self.config: TransformerConfig = self._family.config(said)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            self._family = family_of(said)
+            found = json.dumps(asdict(self._family.config(said)))
+            self.config: TransformerConfig = SIZES.validate_json(found, strict=True)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CorruptError(f"{directory}/config.json lacks or breaks {error}") from error
         self._files = self._open_weights()
         self._homes = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118

@@ -37,7 +37,10 @@ class MemoryPlan:
 
 
 def plan_of(file: SouFile, *, context: int, streams: int) -> MemoryPlan:
-    """What serving this file in bf16 takes with so many streams of `context` tokens."""
+    """What serving this file in bf16 takes with so many streams of `context` tokens.
+
+    The file has every tensor that its sizes ask for (`SouCheckpoint`).
+    """
     config = file.directory.config
     names = weight_shapes(config)
     parameters = sum(math.prod(shape) for shape in names.values())

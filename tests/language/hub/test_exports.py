@@ -1,16 +1,20 @@
 import json
+from contextlib import suppress
 
 import gguf
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from arbiters.errors import InvalidError, NotFoundError
+from arbiters.errors import CorruptError, InvalidError, NotFoundError
 from soma_agents.language.checkpoint import open_checkpoint
 from soma_agents.language.hub.build import build
 from soma_agents.language.hub.source import open_source, write_for
 from soma_agents.language.model import load_model
 from soma_agents.language.sou.convert import convert
+from soma_agents.language.transformer import weight_shapes
 from tests.tiny_models import write_tiny_model
 
 TOKENS = torch.arange(2, 42)[None]
@@ -111,17 +115,49 @@ def test_a_text_form_that_names_what_is_not_there_is_refused(tiny_sou, tmp_path)
     assert not (tmp_path / "x.sou").exists()
 
 
-def test_a_damaged_json_file_is_refused(tiny_sou, tmp_path):
+@pytest.mark.parametrize("text", ["[", "[]", '{"model_type": "llama"}', '{"model_type": 3}'])
+def test_a_configuration_that_is_none_is_refused(tiny_sou, tmp_path, text):
     write_for(open_source(str(tiny_sou)), tmp_path / "out", "transformers", "")
-    config = tmp_path / "out" / "config.json"
-    said = json.loads(config.read_text())
 
-    for text in (
-        "[",
-        "[]",
-        json.dumps(said | {"hidden_size": "x"}),
-        json.dumps({"model_type": "llama"}),
-    ):
-        config.write_text(text)
-        with pytest.raises(Exception, match=str(tmp_path)):
-            open_source(str(tmp_path / "out"))
+    (tmp_path / "out" / "config.json").write_text(text)
+
+    with pytest.raises((CorruptError, InvalidError)):
+        open_source(str(tmp_path / "out"))
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None
+)
+@given(data=st.data())
+def test_a_mutated_configuration_ends_in_our_errors_or_in_a_model(tiny_sou, tmp_path, data):
+    config = tmp_path / "out" / "config.json"
+    if not config.exists():
+        write_for(open_source(str(tiny_sou)), tmp_path / "out", "transformers", "")
+        config.rename(tmp_path / "kept.json")
+    said = json.loads((tmp_path / "kept.json").read_text())
+    key = data.draw(st.sampled_from(sorted(said)))
+    values = [
+        None,
+        "x",
+        "",
+        -1,
+        0,
+        3,
+        2**63,
+        1.5,
+        1e308,
+        [],
+        {},
+        [1],
+        True,
+        "mistral",
+        "gemma3_text",
+    ]
+    said[key] = data.draw(st.sampled_from(values))
+    config.write_text(json.dumps(said))
+
+    with suppress(CorruptError, InvalidError):
+        source = open_source(str(tmp_path / "out"))
+        for name in weight_shapes(source.config):
+            source.tensor(name, torch.float32)
+        source.tokenizer()

@@ -1,12 +1,14 @@
 import json
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from arbiters.errors import CorruptError, InvalidError, NotFoundError
 from soma_agents.cli import sou as commands
 from soma_agents.language.sou.reader import SouFile
+from soma_agents.language.sou.writer import Draft, Planned, write_sou
 from tests.tiny_models import write_tiny_model
 
 
@@ -64,6 +66,14 @@ def test_a_model_is_exported_for_others_and_read_again(soma):
     soma("convert", "theirs", "again.sou")
     soma("convert", "out/model.gguf", "again.sou")
     soma("verify", "again.sou")
+
+
+def test_a_file_that_lacks_a_tensor_is_not_inspected(soma, tmp_path, make_config):
+    nothing = Draft(make_config(), {"norm.weight": Planned("F32", (64,), lambda: torch.ones(64))})
+    write_sou(tmp_path / "hollow.sou", nothing)
+
+    with pytest.raises(InvalidError, match="declares 2 layers and holds 1 tensors"):
+        soma("inspect", "hollow.sou")
 
 
 @pytest.mark.parametrize(

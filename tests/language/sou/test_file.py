@@ -144,6 +144,7 @@ HOSTILE = {
     "a billion layers": lambda d: d["config"].update(layers=10**9),
     "a billion heads": lambda d: d["config"].update(heads=2 * 10**9),
     "a context without end": lambda d: d["config"].update(context=10**15),
+    "a width that overflows": lambda d: d["config"].update(d_ff=2**62),
     "no heads": lambda d: d["config"].update(kv_heads=0),
     "text for a number": lambda d: d["config"].update(layers="2"),
     "true for a number": lambda d: d["config"].update(layers=True),
