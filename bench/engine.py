@@ -18,11 +18,11 @@ import warnings
 import torch
 
 from arbiters.events import ChatMessage
+from soma_agents.language.architecture import SITES
 from soma_agents.language.engine import Engine
 from soma_agents.language.model import LanguageModel, load_model
 from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
-from soma_agents.language.transformer import SITES
 
 TOKENS = 96
 STREAMS = 8

@@ -14,6 +14,8 @@ SITES: dict[str, tuple[str, ...]] = {
 }
 """Fused matrices of a block → the projections inside, in the order of their rows."""
 
+ATTENTION_SITES = ("qkv", "out")
+MOST_EXPERTS = 1024
 MOST_CONTEXT = 1 << 20
 """Tokens. Tables of rotations have a row for each: a file must not ask for any number of them."""
 
@@ -78,6 +80,9 @@ class TransformerConfig:
     """Among local layers, each so many-th is global; 0: none is."""
     local_rope_theta: float = 0.0
     """Of local layers; 0 is `rope_theta`."""
+    experts: int = 0
+    """MLPs of width `d_ff` to choose from in each layer; 0: one, and no choice."""
+    experts_per_token: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built.
@@ -109,10 +114,22 @@ class TransformerConfig:
         for name in ("rope_theta", "norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidError(f"transformer {name} = {getattr(self, name)!r}; use above 0")
+        if not (0 <= self.experts_per_token <= self.experts <= MOST_EXPERTS) or (
+            bool(self.experts) != bool(self.experts_per_token)
+        ):
+            raise InvalidError(
+                f"transformer experts = {self.experts_per_token!r} of {self.experts!r}; "
+                f"use 1 or more of up to {MOST_EXPERTS!r}, or none"
+            )
         if not (0 <= self.window <= MOST_CONTEXT and self.global_every >= 0):
             raise InvalidError(f"transformer window = {self.window!r}, {self.global_every!r}")
         if not 0 <= self.local_rope_theta < math.inf or not 0 < self.embedding_scale < math.inf:
             raise InvalidError("transformer local_rope_theta or embedding_scale is no sound number")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The fused matrices of a block; a mixture's are its own."""
+        return ATTENTION_SITES if self.experts else tuple(SITES)
 
     @property
     def rotated(self) -> int:

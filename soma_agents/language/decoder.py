@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from soma_agents.language.architecture import SITES
+from soma_agents.language.activations import ACTIVATIONS
 from soma_agents.language.cache import BatchCache, blocks
 from soma_agents.language.checkpoint import Checkpoint, open_checkpoint
 from soma_agents.language.linear import BiasedLinear, DenseLinear, Linear
 from soma_agents.language.mixed_lora import MixedLora
 from soma_agents.language.model import LanguageModel
-from soma_agents.language.transformer import ACTIVATIONS, Block, RMSNorm, rotation
+from soma_agents.language.transformer import Block, RMSNorm, rotation
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -46,10 +46,10 @@ class DecoderBlock:
     post_norms: tuple[Norm, Norm] | None
     """Behind attention and behind the MLP."""
     local: bool
-    qkv: Linear
-    out: Linear
-    gate_up: Linear
-    down: Linear
+    linears: dict[str, Linear]
+    """By site."""
+    mixture: Norm | None
+    """In the place of gate_up and down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +114,26 @@ class Decoder:
     def _block(self, layer: int, x: Tensor, stored: Tensor, step: Step) -> Tensor:
         block = self._blocks[layer]
 
-        def project(site: str, linear: Linear, x: Tensor) -> Tensor:
-            y = linear(x)
+        def project(site: str, x: Tensor) -> Tensor:
+            y = block.linears[site](x)
             return y if step.lora is None else step.lora.correct(layer, site, x, y)
 
-        qkv = project("qkv", block.qkv, block.attention_norm(x))
-        attended = project("out", block.out, self._attend(block, qkv, stored, step))
+        qkv = project("qkv", block.attention_norm(x))
+        attended = project("out", self._attend(block, qkv, stored, step))
         if block.post_norms:
             attended = block.post_norms[0](attended)
         seen = x if self._config.parallel else x + attended
-        hidden = project("gate_up", block.gate_up, block.mlp_norm(seen))
-        if self._config.gated:
-            gate, up = hidden.chunk(2, -1)
-            hidden = self._activate(gate) * up
+        thought = block.mlp_norm(seen)
+        if block.mixture:
+            thought = block.mixture(thought)
         else:
-            hidden = self._activate(hidden)
-        thought = project("down", block.down, hidden)
+            hidden = project("gate_up", thought)
+            if self._config.gated:
+                gate, up = hidden.chunk(2, -1)
+                hidden = self._activate(gate) * up
+            else:
+                hidden = self._activate(hidden)
+            thought = project("down", hidden)
         if block.post_norms:
             thought = block.post_norms[1](thought)
         return (x + attended if self._config.parallel else seen) + thought
@@ -174,7 +178,8 @@ def _linears(model: LanguageModel) -> tuple[list[DecoderBlock], Linear]:
 def _block(model: LanguageModel, layer: int, stored: Checkpoint | None) -> DecoderBlock:
     block, config = cast("Block", model.transformer.blocks[layer]), model.config
     linears = {
-        site: _linear(block.linear(site), f"blocks.{layer}.{site}.weight", stored) for site in SITES
+        site: _linear(block.linear(site), f"blocks.{layer}.{site}.weight", stored)
+        for site in config.sites
     }
     return DecoderBlock(
         _norm(block.attention_norm),
@@ -184,7 +189,8 @@ def _block(model: LanguageModel, layer: int, stored: Checkpoint | None) -> Decod
         if config.post_norm
         else None,
         config.local(layer),
-        **linears,
+        linears,
+        block.mixture if config.experts else None,
     )
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from arbiters.errors import CorruptError, InvalidError
+from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.language.gguf_file import GgufFile
 from soma_agents.language.linear import Linear, stored_linear
 from soma_agents.language.tokenizer import ChatTokenizer
-from soma_agents.language.transformer import SITES, TransformerConfig
 
 SITE_TENSORS = {
     "qkv": ("attn_q", "attn_k", "attn_v"),

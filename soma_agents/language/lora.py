@@ -68,6 +68,12 @@ class LoraAdapter(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
+        served = {name for site in shape.sites for name in SITES[site]}
+        if beyond := set(config.targets) - served:
+            raise InvalidError(
+                f"LoRA target {min(beyond)!r}: the model's MLPs are a mixture of experts; "
+                f"choose from {sorted(served)}"
+            )
         self.a = nn.ParameterDict()
         self.b = nn.ParameterDict()
         for name in config.targets:

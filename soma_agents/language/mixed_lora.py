@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from soma_agents.language.architecture import SITES
 from soma_agents.language.lora import LoraAdapter
-from soma_agents.language.transformer import SITES
 
 Pair = tuple[Tensor, Tensor]
 

@@ -5,28 +5,15 @@ RMSNorm (arXiv:1910.07467), rotary positions (arXiv:2104.09864), grouped-query a
 library, with the projections that read the same input fused into one matrix.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from soma_agents.language.architecture import SITES, Activation, TransformerConfig
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """relu(x)² (arXiv:2109.08668)."""
-    return F.relu(x).square()
-
-
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu2": squared_relu,
-}
+from soma_agents.language.activations import ACTIVATIONS
+from soma_agents.language.architecture import TransformerConfig
+from soma_agents.language.mixture import Mixture
 
 
 class Lora(Protocol):
@@ -127,12 +114,14 @@ class Block(nn.Module):
         self.window = config.window if config.local(layer) else 0
         self.attention_norm = norm_of(config, config.d_model)
         self.mlp_norm = norm_of(config, config.d_model)
-        for site in SITES:
+        for site in config.sites:
             outputs, inputs = config.site_shape(site)
             self.add_module(site, nn.Linear(inputs, outputs, bias=site in config.biases))
         if config.head_norm:
             self.query_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.key_norm = RMSNorm(config.head_dim, config.norm_eps)
+        if config.experts:
+            self.mixture = Mixture(config)
         if config.post_norm:
             self.attention_post_norm = norm_of(config, config.d_model)
             self.mlp_post_norm = norm_of(config, config.d_model)
@@ -155,14 +144,17 @@ class Block(nn.Module):
         return x + self._think(x, lora)
 
     def _think(self, x: Tensor, lora: Lora | None) -> Tensor:
+        x = self.mlp_norm(x)
+        y = self.mixture(x) if self.config.experts else self._mlp(x, lora)
+        return self.mlp_post_norm(y) if self.config.post_norm else y
+
+    def _mlp(self, x: Tensor, lora: Lora | None) -> Tensor:
         activate = ACTIVATIONS[self.config.activation]
-        hidden = self._project("gate_up", self.mlp_norm(x), lora)
+        hidden = self._project("gate_up", x, lora)
         if self.config.gated:
             gate, up = hidden.chunk(2, dim=-1)
-            y = self._project("down", activate(gate) * up, lora)
-        else:
-            y = self._project("down", activate(hidden), lora)
-        return self.mlp_post_norm(y) if self.config.post_norm else y
+            return self._project("down", activate(gate) * up, lora)
+        return self._project("down", activate(hidden), lora)
 
     def linear(self, site: str) -> nn.Linear:
         """The fused matrix of a site."""

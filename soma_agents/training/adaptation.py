@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from soma_agents.language.architecture import SITES
 from soma_agents.language.lora import LoraAdapter
-from soma_agents.language.transformer import SITES
 
 
 class Adaptation:

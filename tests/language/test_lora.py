@@ -208,3 +208,12 @@ def test_more_than_plain_lora_is_refused_by_name(tiny, saved, key, value):
 def test_a_missing_adapter_is_named(tiny, tmp_path):
     with pytest.raises(NotFoundError, match="absent"):
         LoraAdapter.load(tmp_path / "absent", tiny.config)
+
+
+def test_a_mixture_of_experts_takes_adapters_of_its_attention_only(make_config):
+    config = make_config(experts=4, experts_per_token=2)
+
+    with pytest.raises(InvalidError, match="'down_proj': the model's MLPs are a mixture"):
+        LoraAdapter.create(LoraConfig(rank=4, alpha=8), config, seed=1)
+
+    LoraAdapter.create(LoraConfig(rank=4, alpha=8, targets=("q_proj", "o_proj")), config, seed=1)

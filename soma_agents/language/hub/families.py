@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from arbiters.errors import InvalidError
 from soma_agents.language.hub.gpt_like import GPT2, GPT_J, GPT_NEOX
-from soma_agents.language.hub.llama_like import LLAMA, MISTRAL, QWEN2, QWEN3, gemma3
+from soma_agents.language.hub.llama_like import LLAMA, MISTRAL, QWEN2, QWEN3, gemma3, mixtral
 from soma_agents.language.hub.table import Family, Json
 
 FAMILIES: dict[str, Callable[[Json], Family]] = {
@@ -18,6 +18,7 @@ FAMILIES: dict[str, Callable[[Json], Family]] = {
     "qwen2": lambda _: QWEN2,
     "qwen3": lambda _: QWEN3,
     "gemma3_text": gemma3,
+    "mixtral": mixtral,
     "gpt2": lambda _: GPT2,
     "gpt_neox": lambda _: GPT_NEOX,
     "gptj": lambda _: GPT_J,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from arbiters.errors import InvalidError
-from soma_agents.language.architecture import TransformerConfig
+from soma_agents.language.architecture import MOST_EXPERTS, TransformerConfig
 from soma_agents.language.hub.table import (
     Family,
     Json,
@@ -125,6 +125,33 @@ def _gemma3_block(json: Json) -> dict[str, Source]:
         **{f"{o}.weight": at(f"{_LAYER}.{t}.weight", one_more) for o, t in norms.items()},
         "query_norm.weight": at(f"{_LAYER}.self_attn.q_norm.weight", scaled_query_norm(scalar)),
     }
+
+
+def mixtral(json: Json) -> Family:
+    """Mixtral's table has a row for each expert."""
+    count = json["num_local_experts"]
+    if not 1 <= count <= MOST_EXPERTS:
+        raise InvalidError(f"num_local_experts is {count!r}; use 1 to {MOST_EXPERTS!r}")
+    stem = f"{_LAYER}.block_sparse_moe"
+    every = [f"{stem}.experts.{number}" for number in range(count)]
+    block = {
+        **_LLAMA_BLOCK,
+        "mixture.router.weight": at(f"{stem}.gate.weight"),
+        "mixture.expand.weight": Source(
+            tuple(f"{one}.{part}.weight" for one in every for part in ("w1", "w3")), stacked
+        ),
+        "mixture.contract.weight": Source(tuple(f"{one}.w2.weight" for one in every), stacked),
+    }
+    return Family(_mixtral, _OUTER, block)
+
+
+def _mixtral(json: Json) -> TransformerConfig:
+    return _llama_sizes(
+        json,
+        window=json.get("sliding_window") or 0,
+        experts=json["num_local_experts"],
+        experts_per_token=json["num_experts_per_tok"],
+    )
 
 
 LLAMA = Family(_llama, _OUTER, _LLAMA_BLOCK)

@@ -14,12 +14,13 @@ import torch
 from gguf import GGMLQuantizationType
 
 from arbiters.errors import InvalidError
+from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.language.checkpoint import Checkpoint
 from soma_agents.language.gguf_checkpoint import head_permutation, names_of
 from soma_agents.language.hub.plain import refuse_other_families
 from soma_agents.language.sou.card import Card
 from soma_agents.language.tokenizer import CONTROL, ChatTokenizer
-from soma_agents.language.transformer import SITES, TransformerConfig, weight_shapes
+from soma_agents.language.transformer import weight_shapes
 
 GgufKind = Literal["F16", "BF16", "Q8_0", "Q4_1", "Q4_0"]
 ARCHITECTURE = "llama"

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.language.checkpoint import Checkpoint
 from soma_agents.language.hub.plain import refuse_other_families
 from soma_agents.language.tokenizer import ChatTokenizer
-from soma_agents.language.transformer import SITES, TransformerConfig, weight_shapes
+from soma_agents.language.transformer import weight_shapes
 
 OUTER = {
     "embedding.weight": "model.embed_tokens.weight",

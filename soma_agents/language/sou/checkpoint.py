@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from arbiters.errors import InvalidError
-from soma_agents.language.architecture import PROJECTIONS, SITES, TransformerConfig
+from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.language.linear import Linear, block_linear
 from soma_agents.language.sou.blocks import BITS
 from soma_agents.language.sou.layout import StoredAdapter
@@ -105,8 +105,9 @@ class SouCheckpoint:
     def _adapter_shapes(self, adapter: StoredAdapter | None) -> dict[str, tuple[int, ...]]:
         if adapter is None:
             return {}
-        if unknown := set(adapter.targets) - set(PROJECTIONS):
-            raise InvalidError(f"the adapter corrects {min(unknown)!r}; known: {PROJECTIONS!r}")
+        known = [name for site in self.config.sites for name in SITES[site]]
+        if unknown := set(adapter.targets) - set(known):
+            raise InvalidError(f"the adapter corrects {min(unknown)!r}; known: {known!r}")
         shapes: dict[str, tuple[int, ...]] = {}
         for name in adapter.targets:
             outputs, inputs = self.config.shape(name)

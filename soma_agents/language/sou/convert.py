@@ -11,7 +11,7 @@ from torch import Tensor
 from arbiters.errors import InvalidError
 from soma_agents.language.checkpoint import Checkpoint
 from soma_agents.language.model import LanguageModel
-from soma_agents.language.sou.blocks import Kind, fits
+from soma_agents.language.sou.blocks import BITS, Kind, fits
 from soma_agents.language.sou.card import Card
 from soma_agents.language.sou.checkpoint import ADAPTER, PERSONALITY, SouCheckpoint
 from soma_agents.language.sou.writer import Draft, Planned, write_sou
@@ -20,16 +20,19 @@ from soma_agents.language.transformer import TransformerConfig, weight_shapes
 KINDS: tuple[str, ...] = get_args(Kind)
 OUTER = ("embedding.weight", "head.weight")
 """Every token passes through them: an error here costs more than anywhere else."""
+SMALL = ("positions.weight", "router.weight")
 
 
 def kind_for(kind: Kind, name: str, shape: tuple[int, ...]) -> Kind:
     """How a tensor is stored in a file of `kind`.
 
-    Vectors stay fp32, they weigh nothing; embeddings and head of a Q4 or Q2 file are Q5; what has
-    no whole groups in a row is F16.
+    Vectors stay fp32, they weigh nothing; embeddings and head of a Q4 or Q2 file are Q5; learnt
+    positions, routers and what has no whole groups in a row are at least F16.
     """
     if len(shape) == 1:
         return "F32"
+    if name.endswith(SMALL) and kind in BITS:
+        return "F16"
     wanted: Kind = "Q5" if kind in {"Q4", "Q2"} and name in OUTER else kind
     return wanted if fits(wanted, shape) else "F16"
 

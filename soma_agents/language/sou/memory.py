@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass
 
+from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.language.cache import blocks
 from soma_agents.language.linear import GROUP, TILE
 from soma_agents.language.sou.blocks import BITS, FLOATS
 from soma_agents.language.sou.reader import SouFile
-from soma_agents.language.transformer import SITES, TransformerConfig, weight_shapes
+from soma_agents.language.transformer import weight_shapes
 
 BF16 = 2
 """Bytes of a number as the engine computes."""
@@ -63,10 +64,11 @@ def cache_bytes_per_token(config: TransformerConfig) -> int:
 def _product_bytes(file: SouFile, name: str) -> int:
     """Bytes of a matrix in the form in which decoding multiplies by it, beside the dense one."""
     piece = file.tensors[name]
+    head = "embedding.weight" if file.directory.config.tied_embeddings else "head.weight"
+    if name != head and name.split(".")[-2] not in SITES:
+        return 0  # it multiplies nothing, or always densely
     if piece.kind in FLOATS or piece.shape[0] % TILE:
         return 0
-    if name == "embedding.weight" and not file.directory.config.tied_embeddings:
-        return 0  # rows are looked up in it, it multiplies nothing
     adapter = file.directory.adapter
     if adapter is not None and _corrected(name, adapter.targets):
         return 0

@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -55,6 +57,10 @@ FAMILIES = {
             query_pre_attn_scalar=24,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
+    ),
+    "mixtral": (
+        MixtralForCausalLM,
+        MixtralConfig(**LLAMA, num_local_experts=5, num_experts_per_tok=2),
     ),
     "gpt2": (GPT2LMHeadModel, GPT2Config(**GPT)),
     "gpt_neox": (
@@ -130,7 +136,7 @@ def test_decoding_step_by_step_gives_the_logits_of_the_whole(saved, name):
     assert (torch.stack(steps) - whole[12:]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gptj"])
+@pytest.mark.parametrize("name", ["gemma3", "gptj", "mixtral"])
 def test_a_family_keeps_its_logits_in_a_sou_file(saved, name, tmp_path):
     _, directory = saved(name)
     source = open_source(str(directory))
