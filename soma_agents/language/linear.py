@@ -71,13 +71,12 @@ class DoubleBlockLinear:
     """A wider matrix as the sum of two 4-bit ones, side by side: q = 16 · high + low."""
 
     def __init__(self, q: Tensor, scale: Tensor, offset: Tensor | None = None) -> None:
-        """`q` (outputs, inputs) int32 in -128 … 127; `scale`, `offset` (outputs, inputs / 32) fp32.
+        """`q` (outputs, inputs) whole numbers in -128 … 127; `scale`, `offset` (outputs, inputs / 32) fp32.
 
         A value is q · scale - offset.
         """
-        high, low = q.div(16, rounding_mode="floor") + 8, q.remainder(16)
         self._both = BlockLinear(
-            torch.cat((high, low), dim=1),
+            torch.cat(((q >> 4) + 8, q & 15), dim=1).int(),
             torch.cat((16 * scale, scale), dim=1),
             torch.cat((torch.zeros_like(scale) if offset is None else -offset, 8 * scale), dim=1),
         )
@@ -117,7 +116,7 @@ def block_linear(blocks: Blocks, bits: int) -> Linear | None:
     if offset is not None and bits <= 4:  # noqa: PLR2004 - what the kernel multiplies
         half = 2 ** (bits - 1)  # fewer bits go to the middle of the kernel's 16 steps
         return BlockLinear(blocks.q.int() + 8 - half, scale, half * scale - offset)
-    return DoubleBlockLinear(blocks.q.int(), scale, offset)
+    return DoubleBlockLinear(blocks.q, scale, offset)
 
 
 def _q4_0(raw: npt.NDArray[np.uint8]) -> list[Tensor]:

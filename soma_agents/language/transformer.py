@@ -79,6 +79,17 @@ def norm_of(config: TransformerConfig, size: int) -> nn.Module:
     return (nn.LayerNorm if config.norm == "layer" else RMSNorm)(size, eps=config.norm_eps)
 
 
+def embedding_of(rows: int, size: int) -> nn.Embedding:
+    """An embedding; where only shapes are wanted nothing is drawn.
+
+    Drawing on the meta device would have torch import its compiler, which takes seconds.
+    """
+    weight = torch.empty(rows, size)
+    if not weight.is_meta:
+        nn.init.normal_(weight)
+    return nn.Embedding(rows, size, _weight=weight)
+
+
 def sight(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
     """(queries, keys), True where the last `queries` of `keys` tokens may look."""
     seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
@@ -198,10 +209,10 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = embedding_of(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         if config.learned_positions:
-            self.positions = nn.Embedding(config.context, config.d_model)
+            self.positions = embedding_of(config.context, config.d_model)
         self.norm = norm_of(config, config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias="head" in config.biases)
         if config.tied_embeddings:
