@@ -133,8 +133,8 @@ class HubCheckpoint:
         for said in (self._json("generation_config.json", needed=False), self._said):
             found = said.get("eos_token_id")
             ids = found if isinstance(found, list) else [found]
-            if all(isinstance(i, int) for i in ids):
-                return tuple(ids)
+            if found is not None:
+                return tuple(i for i in ids if isinstance(i, int))
         return ()
 
     def _json(self, name: str, *, needed: bool = True) -> Json:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from arbiters.errors import InvalidError
 from policies.personality import describe
@@ -30,8 +31,9 @@ def voice(card: Card) -> str:
 
 def sampling_of(card: Card, tokens: int) -> Sampling:
     """The file's parameters, at most `tokens` long."""
-    given = card.parameters.model_dump(exclude_defaults=True)
-    return Sampling(**given | {"max_tokens": min(tokens, given.get("max_tokens", tokens))})
+    given: dict[str, Any] = card.parameters.model_dump(exclude_defaults=True)
+    given["max_tokens"] = min(tokens, given.get("max_tokens", tokens))
+    return Sampling(**given)
 
 
 async def answer(path: Path, prompt: str, *, user: str, tokens: int) -> AsyncIterator[str]:
