@@ -55,7 +55,7 @@ def ray_cluster(tmp_path_factory):
 SMALL = {
     "TRAINING__RANK": "8",
     "TRAINING__ALPHA": "16",
-    "TRAINING__MAX_STEPS": "14",
+    "TRAINING__MAX_STEPS": "18",
     "TRAINING__LEARNING_RATE": "1e-3",
     "TRAINING__BATCH_TOKENS": "512",
     "TRAINING__CHECKPOINT_EVERY_S": "1",

@@ -32,9 +32,9 @@ def champion(daemon):
 def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_promoted_again(
     daemon, tmp_path
 ):
-    write_chats(tmp_path / "chats.jsonl", 250)
+    write_chats(tmp_path / "chats.jsonl", 330)
     imported = json.loads(daemon.soma("import", str(tmp_path / "chats.jsonl"), "--json").stdout)
-    assert imported["conversations"] == 250
+    assert imported["conversations"] == 330
     daemon.http.post("/api/training/rounds")
     daemon.until(lambda: events_of(daemon, "TrainingProgressed"))
 
