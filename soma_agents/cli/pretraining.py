@@ -1,0 +1,198 @@
+"""`soma pretrain`, `generate`: a language model from nothing but text."""
+
+import asyncio
+import math
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from soma_agents.cli.options import Json, print_json
+
+Corpus = Annotated[Path, typer.Argument(help="A file or folder of text; see docs/pretraining.md.")]
+Preset = Annotated[str, typer.Option("--preset", help="showcase or v1.")]
+Depth = Annotated[int | None, typer.Option("--depth", help="Derive everything from it instead.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; an old one goes on.")]
+HeldOut = Annotated[Path | None, typer.Option("--held-out", help="Text to judge by, not to learn.")]
+Tokenizer = Annotated[Path | None, typer.Option("--tokenizer", help="A tokenizer.json to use.")]
+Tokens = Annotated[int | None, typer.Option("--tokens", help="How many tokens to learn from.")]
+Batch = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens of a step.")]
+Row = Annotated[int | None, typer.Option("--row", help="Tokens that are read together.")]
+Schedule = Annotated[str | None, typer.Option("--schedule", help="How the rates move.")]
+Minutes = Annotated[float, typer.Option("--minutes", help="Stop then; called again, go on.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of weights and order.")]
+
+Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens at most.")]
+Prompt = Annotated[str, typer.Argument(help="Text to go on with.")]
+Model = Annotated[Path, typer.Option("--model", help="A folder that `soma pretrain` left.")]
+
+BARS = "▁▂▃▄▅▆▇█"
+CURVE = 32
+"""Columns of the curve beside the progress bar."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.command()(pretrain)
+    app.command()(generate)
+
+
+def pretrain(
+    corpus: Corpus,
+    preset: Preset = "showcase",
+    depth: Depth = None,
+    out: Out = Path("soma-lm"),
+    held_out: HeldOut = None,
+    tokenizer: Tokenizer = None,
+    tokens: Tokens = None,
+    batch_tokens: Batch = None,
+    row: Row = None,
+    schedule: Schedule = None,
+    minutes: Minutes = math.inf,
+    seed: Seed = None,
+    json: Json = False,
+) -> None:
+    """Learn a vocabulary and a model from a corpus; interrupted, the same command goes on."""
+    from soma_agents.pretraining import recipe as recipes
+    from soma_agents.pretraining import run
+
+    recipe = recipes.preset(preset) if depth is None else recipes.of_depth(depth)
+    recipe = recipe.but(
+        tokens=tokens, batch_tokens=batch_tokens, row=row, schedule=schedule, seed=seed
+    )
+    shown: AbstractContextManager[Any] = nullcontext(run.Hooks()) if json else _Bar()
+    with shown as hooks:
+        made = run.pretrain(
+            run.Sources(corpus, held_out, tokenizer),
+            recipe,
+            out.absolute(),
+            hooks=hooks,
+            max_seconds=minutes * 60,
+        )
+    outcome = made.outcome
+    result = {
+        "model": str(made.model),
+        "parameters": made.parameters,
+        "ended": outcome.ended,
+        "steps": outcome.step,
+        "tokens": outcome.tokens,
+        "seconds": round(outcome.seconds, 1),
+        "train_loss": round(outcome.loss, 4),
+        "bits_per_byte": None if math.isnan(outcome.bits_per_byte) else outcome.bits_per_byte,
+    }
+    if json:
+        print_json(result)
+        return
+    judged = (
+        "no text held out"
+        if math.isnan(outcome.bits_per_byte)
+        else (f"{outcome.bits_per_byte:.4f} bits a byte held out")
+    )
+    print(
+        f"{made.parameters:,} parameters, {outcome.ended} after {outcome.tokens:,} tokens in "
+        f"{outcome.seconds:.0f} s: {outcome.loss:.3f} nats a token in training, {judged}\n"
+        f'soma generate "Once upon a time" --model {made.model}'
+    )
+
+
+class _Bar:
+    """A progress bar with the curve of the loss beside it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[curve]}"),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+        )
+        self._task = self._bar.add_task("starting", total=None, curve="")
+        self._losses: list[float] = []
+        self._bits = ""
+
+    def __enter__(self) -> Any:
+        from soma_agents.pretraining.run import Hooks
+
+        self._bar.start()
+        return Hooks(self._phase, self._step)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _phase(self, name: str) -> None:
+        self._bar.update(self._task, description=name)
+
+    def _step(self, progress: Any) -> None:
+        self._losses.append(progress.loss)
+        if progress.bits_per_byte is not None and not math.isnan(progress.bits_per_byte):
+            self._bits = f"{progress.bits_per_byte:.3f} bits/byte"
+        text = f"{curve(self._losses)} {progress.loss:.3f} {self._bits} "
+        self._bar.update(
+            self._task,
+            total=progress.steps,
+            completed=progress.step,
+            curve=f"{text}{progress.tokens_per_second:,.0f} tokens/s",
+        )
+
+
+def curve(losses: list[float]) -> str:
+    """Losses as a row of bars, the last one newest."""
+    size = -(-len(losses) // CURVE)
+    means = [
+        sum(losses[i : i + size]) / len(losses[i : i + size]) for i in range(0, len(losses), size)
+    ]
+    low, high = min(means), max(means)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((mean - low) * scale)] for mean in means)
+
+
+def generate(
+    prompt: Prompt,
+    model: Model = Path("soma-lm/model"),
+    max_tokens: MaxTokens = 200,
+    temperature: Temperature = 0.8,
+    seed: Seed = None,
+    json: Json = False,
+) -> None:
+    """Go on with a text."""
+    from soma_agents.language.sampling import Sampling
+
+    sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens, seed=seed)
+    text, facts = asyncio.run(_generate(prompt, model.absolute(), sampling, show=not json))
+    print_json({"text": text} | facts) if json else print()
+
+
+async def _generate(
+    prompt: str, folder: Path, sampling: Any, *, show: bool
+) -> tuple[str, dict[str, Any]]:
+    from soma_agents.language.engine import Engine
+    from soma_agents.language.requests import GenerationRequest, Piece
+    from soma_agents.pretraining.artifact import load_trained
+
+    model = load_trained(folder)
+    ids = model.tokenizer.encode(prompt) or list(model.tokenizer.eos_ids)
+    engine = Engine(model, slots=1)
+    engine.start()
+    text, facts = "", {}
+    try:
+        print(prompt, end="", flush=True) if show else None
+        async for item in engine.generate(GenerationRequest(tuple(ids), sampling)):
+            if isinstance(item, Piece):
+                text += item.text
+                print(item.text, end="", flush=True) if show else None
+                continue
+            spent = max(1, item.completion_tokens - 1)
+            facts = {
+                "reason": item.reason,
+                "tokens": item.completion_tokens,
+                "ms_per_token": round(1000 * (item.total_s - item.first_token_s) / spent, 3),
+            }
+    finally:
+        await engine.close()
+    return text, facts

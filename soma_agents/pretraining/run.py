@@ -1,0 +1,166 @@
+"""A whole run: vocabulary, packed corpus, learning, judging, and the model's folder."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+
+from arbiters.errors import InvalidError
+from soma_agents.pretraining.artifact import TOKENIZER, save_model
+from soma_agents.pretraining.loop import EVALUATED, Outcome, Progress, fit
+from soma_agents.pretraining.packed import Packed, pack
+from soma_agents.pretraining.readers import files_of, read
+from soma_agents.pretraining.recipe import Recipe, parameters
+from soma_agents.pretraining.vocabulary import Vocabulary
+from soma_agents.storage.files import make_directory, write_atomic
+
+METRICS, TOKENS, MODEL = "metrics.jsonl", "tokens", "model"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a run's text is. `held_out` None takes a share of the corpus."""
+
+    corpus: Path
+    held_out: Path | None = None
+    tokenizer: Path | None = None
+    """A vocabulary to use instead of learning one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A finished run: the folder of the model, and how it went."""
+
+    model: Path
+    outcome: Outcome
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Who hears what: the phase that begins, and each step."""
+
+    on_phase: Callable[[str], None] = lambda _: None
+    on_progress: Callable[[Progress], None] = lambda _: None
+
+
+def pretrain(
+    sources: Sources,
+    recipe: Recipe,
+    directory: Path,
+    *,
+    hooks: Hooks | None = None,
+    max_seconds: float = math.inf,
+) -> Pretrained:
+    """Learn a model from a corpus; called again with the same arguments, it goes on.
+
+    Raises:
+        InvalidError: the corpus, vocabulary and recipe do not fit each other.
+        DivergedError: the loss is not a number any more.
+    """
+    hooks = hooks or Hooks()
+    make_directory(directory)
+    hooks.on_phase("vocabulary")
+    vocabulary = vocabulary_of(sources, recipe, directory)
+    hooks.on_phase("packing")
+    packed = pack_corpus(sources, vocabulary, directory)
+    hooks.on_phase("learning")
+    outcome = fit(
+        recipe,
+        packed,
+        vocabulary.lengths(),
+        directory=directory,
+        on_progress=_recorder(directory / METRICS, hooks.on_progress),
+        max_seconds=max_seconds,
+    )
+    facts = _facts(recipe, packed, outcome)
+    model = save_model(
+        directory / MODEL, recipe.model, outcome.learner.exported(), vocabulary, facts
+    )
+    return Pretrained(model, outcome, parameters(recipe.model))
+
+
+def vocabulary_of(sources: Sources, recipe: Recipe, directory: Path) -> Vocabulary:
+    """The vocabulary of this run: the one named, the one learnt before, or a new one.
+
+    Raises:
+        InvalidError: it has another size than the model.
+    """
+    kept = directory / TOKENIZER
+    if sources.tokenizer is not None:
+        vocabulary = Vocabulary.load(sources.tokenizer)
+    elif kept.is_file():
+        vocabulary = Vocabulary.load(kept)
+    else:
+        found = read(files_of(sources.corpus))
+        texts = (r.document for r in found if isinstance(r.document, str))
+        vocabulary = Vocabulary.learn(texts, recipe.model.vocab_size)
+    if vocabulary.size != recipe.model.vocab_size:
+        raise InvalidError(
+            f"the vocabulary has {vocabulary.size} tokens, the model {recipe.model.vocab_size}; "
+            "use a vocabulary of that size, or --vocab"
+        )
+    write_atomic(kept, vocabulary.source.encode())
+    return vocabulary
+
+
+def pack_corpus(sources: Sources, vocabulary: Vocabulary, directory: Path) -> Packed:
+    """The corpus as token ids in the run's folder."""
+    held_out = [] if sources.held_out is None else files_of(sources.held_out)
+    corpus = [file for file in files_of(sources.corpus) if file not in held_out]
+    return pack(corpus, vocabulary, directory / TOKENS, held_out=held_out)
+
+
+def _recorder(file: Path, also: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Append each step to the live curve; what a run that is gone on with takes again is cut."""
+    kept = [line for line in file.read_text().splitlines() if line] if file.exists() else []
+    first = True
+
+    def write(progress: Progress) -> None:
+        nonlocal first
+        if first:
+            whole = [line for line in kept if _step(line) < progress.step]
+            file.write_text("".join(line + "\n" for line in whole))
+            first = False
+        with file.open("a") as output:
+            output.write(json.dumps(_without_nan(asdict(progress))) + "\n")
+        also(progress)
+
+    return write
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # half a line: the run was killed while it wrote
+
+
+def _without_nan(record: dict[str, float | None]) -> dict[str, float | None]:
+    """JSON knows no NaN."""
+    return {
+        name: None if value is not None and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+
+
+def _facts(recipe: Recipe, packed: Packed, outcome: Outcome) -> dict[str, object]:
+    """The lineage that the model's manifest tells."""
+    return {
+        "name": f"soma-lm-{recipe.name}",
+        "recipe": asdict(recipe),
+        "parameters": parameters(recipe.model),
+        "corpus": packed.identity,
+        "corpus_tokens": len(packed.train),
+        "held_out_tokens_judged": min(EVALUATED, len(packed.held_out)),
+        "steps": outcome.step,
+        "tokens": outcome.tokens,
+        "seconds": outcome.seconds,
+        "ended": outcome.ended,
+        **_without_nan({"train_loss": outcome.loss, "bits_per_byte": outcome.bits_per_byte}),
+    }
