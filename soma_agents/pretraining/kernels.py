@@ -64,7 +64,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """Causal softmax(q kᵀ / √D) v in blocks of queries; q (B, G, R, T, D), k and v (B, G, T, D).
+    """Causal softmax(q kᵀ) v in blocks of queries; q (B, G, R, T, D), k and v (B, G, T, D).
 
     G groups of keys, R heads that share one. What is masked is mostly not computed at all.
     """
@@ -72,7 +72,6 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         B, G, R, T, D = q.shape
-        q = q * D**-0.5
         y = torch.empty_like(q)
         weights: list[Tensor] = []
         for start in range(0, T, QUERIES):
@@ -106,7 +105,7 @@ class _Attention(torch.autograd.Function):
             )
             gq[:, :, :, start:end] = (slope @ k[:, :, :end]).view(B, G, R, end - start, D)
             gk[:, :, :end] += slope.transpose(-1, -2) @ rows
-        return gq.mul_(D**-0.5), gk, gv
+        return gq, gk, gv
 
 
 class _GatedUnit(torch.autograd.Function):
@@ -129,6 +128,21 @@ class _GatedUnit(torch.autograd.Function):
         return slope
 
 
+class _SquaredRelu(torch.autograd.Function):
+    """relu(x)² (arXiv:2109.08668)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return torch.addcmul(positive.new_zeros(()), upstream[0], positive, value=2)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Nats of each target, with the gradients of hidden states (N, C) and head (V, C).
 
@@ -137,7 +151,7 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 — torch passes them so
         ctx: Any, hidden: Tensor, table: Tensor, head: Tensor, targets: Tensor, cap: float
     ) -> Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
@@ -177,7 +191,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of q (B, H, T, D) over k and v (B, G, T, D) → (B, H, T, D)."""
+    """Causal softmax(q kᵀ) v of q (B, H, T, D), scaled already, and k, v (B, G, T, D)."""
     B, H, T, D = q.shape
     G = k.shape[1]
     y = _Attention.apply(q.view(B, G, H // G, T, D), k, v)
@@ -187,6 +201,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def gated_unit(x: Tensor) -> Tensor:
     """(…, 2 F) → (…, F)."""
     return _GatedUnit.apply(x)  # pyright: ignore[reportReturnType]
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """relu(x)², of any shape."""
+    return _SquaredRelu.apply(x)  # pyright: ignore[reportReturnType]
 
 
 def cross_entropy(

@@ -12,8 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from arbiters.errors import InvalidError
 from soma_agents.language.transformer import SITES, Transformer, TransformerConfig
-from soma_agents.pretraining.kernels import attention, cross_entropy, gated_unit, norm, rotated
+from soma_agents.pretraining.kernels import (
+    attention,
+    cross_entropy,
+    gated_unit,
+    norm,
+    rotated,
+    squared_relu,
+)
 
 MATRICES = "matrices."
 """Names of the weights that Muon takes begin so."""
@@ -32,6 +40,11 @@ class Learner(nn.Module):
     ) -> None:
         """`recompute` keeps only what goes into each block, and goes through it twice."""
         super().__init__()
+        if config.gated != (config.activation == "silu"):
+            raise InvalidError(
+                f"activation {config.activation!r} with gated = {config.gated!r} cannot be learnt; "
+                "use 'silu' with a gate, or 'relu2' without"
+            )
         self.config = config
         self.dtype = dtype
         self._recompute = recompute
@@ -109,15 +122,20 @@ class Learner(nn.Module):
     def _block(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor]) -> Tensor:
         """(B, T, C) → (B, T, C)."""
         x = x + self._attend(norm(x, self.config.norm_eps), layer, turn)
-        inner = gated_unit(self._project(norm(x, self.config.norm_eps), layer, "gate_up"))
+        activate = gated_unit if self.config.gated else squared_relu
+        inner = activate(self._project(norm(x, self.config.norm_eps), layer, "gate_up"))
         return x + self._project(inner, layer, "down")
 
     def _attend(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor]) -> Tensor:
         B, T, _ = x.shape
         H, G, D = self.config.heads, self.config.kv_heads, self.config.head_dim
         heads = self._project(x, layer, "qkv").view(B, T, -1, D)
-        q = rotated(heads[:, :, :H], *turn)
-        k = rotated(heads[:, :, H : H + G], *turn)
+        q, k = heads[:, :, :H], heads[:, :, H : H + G]
+        if self.config.head_norm:
+            q, k = norm(q, self.config.norm_eps), norm(k, self.config.norm_eps)
+        cos, sin = turn
+        q = rotated(q, cos * D**-0.5, sin * D**-0.5)  # attention wants its queries scaled
+        k = rotated(k, cos, sin)
         v = heads[:, :, H + G :].transpose(1, 2).contiguous()
         return self._project(attention(q, k, v).transpose(1, 2).reshape(B, T, -1), layer, "out")
 
@@ -144,6 +162,9 @@ class Learner(nn.Module):
         for layer in range(self.config.layers):
             stem = f"blocks.{layer}"
             weights |= {f"{stem}.attention_norm.weight": ones, f"{stem}.mlp_norm.weight": ones}
+            if self.config.head_norm:
+                names = (f"{stem}.query_norm.weight", f"{stem}.key_norm.weight")
+                weights |= dict.fromkeys(names, torch.ones(self.config.head_dim))
             for site in SITES:
                 weights[f"{stem}.{site}.weight"] = self.matrices[f"{layer}-{site}"].detach()
         return weights

@@ -174,7 +174,7 @@ class Run:
                 if self._late(max_seconds):
                     self._save()
                     return "deadline"
-                on_progress(self._advance())
+                on_progress(self.advance())
                 if time.perf_counter() - self._saved_at >= CHECKPOINT_EVERY_S:
                     self._save()
         except (DivergedError, KeyboardInterrupt):
@@ -190,7 +190,7 @@ class Run:
     def _elapsed(self) -> float:
         return self._seconds_before + time.perf_counter() - self._resumed_at
 
-    def _advance(self) -> Progress:
+    def advance(self) -> Progress:
         """One optimiser step over this worker's share of the rows."""
         started = time.perf_counter()
         recipe, step = self._recipe, self._state.step

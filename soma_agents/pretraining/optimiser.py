@@ -10,6 +10,9 @@ from soma_agents.pretraining.learner import MATRICES, Learner
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.training.schedules import share
 
+NEWTON_SCHULZ = 5
+"""Iterations that orthogonalise a gradient."""
+
 BETAS = (0.8, 0.95)
 """As nanochat sets them: a short memory suits a table of which each step sees a part."""
 
@@ -29,6 +32,7 @@ class Optimisers:
                     matrices.values(),
                     lr=recipe.matrix_rate,
                     momentum=recipe.momentum,
+                    ns_steps=NEWTON_SCHULZ,
                     weight_decay=recipe.decay,
                 ),
                 recipe.matrix_rate,

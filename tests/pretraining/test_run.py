@@ -1,0 +1,234 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from arbiters.errors import CorruptError, InvalidError, NotFoundError
+from soma_agents.language.engine import Engine
+from soma_agents.language.requests import GenerationRequest, Piece
+from soma_agents.language.sampling import Sampling
+from soma_agents.pretraining import loop
+from soma_agents.pretraining.artifact import load_trained
+from soma_agents.pretraining.loop import fit
+from soma_agents.pretraining.packed import Packed
+from soma_agents.pretraining.run import METRICS, Hooks, Sources, pretrain
+from soma_agents.training.loop import DivergedError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, prose):
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in prose)
+    (folder / "train.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """A cycle that can be learnt, in tokens of 2 bytes each."""
+    cycle = np.tile(np.arange(20, dtype=np.uint16), 200)
+    return Packed(cycle, cycle[:200], "cycle")
+
+
+LENGTHS = np.full(300, 2)
+
+
+def weights(learner):
+    return torch.cat([p.detach().reshape(-1) for p in learner.parameters()])
+
+
+def test_text_becomes_a_model_that_the_engine_goes_on_with(corpus, tmp_path, make_recipe):
+    seen = []
+
+    made = pretrain(
+        Sources(corpus),
+        make_recipe(tokens=128 * 40),
+        tmp_path,
+        hooks=Hooks(on_progress=seen.append),
+    )
+
+    assert seen[-1].loss < 0.6 * seen[0].loss
+    assert made.outcome.bits_per_byte < 3
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    manifest = json.loads((made.model / "manifest.json").read_text())
+    assert manifest["tokens"] == 128 * 40
+    assert manifest["bits_per_byte"] == pytest.approx(made.outcome.bits_per_byte)
+    assert load_trained(made.model).id.startswith("base-")
+
+
+async def test_the_model_speaks_its_corpus_back(corpus, tmp_path, make_recipe):
+    made = pretrain(Sources(corpus), make_recipe(tokens=128 * 60), tmp_path)
+    model = load_trained(made.model, dtype=torch.float32)
+    engine = Engine(model, slots=1, threads=1)
+    engine.start()
+
+    request = GenerationRequest(
+        tuple(model.tokenizer.encode("The fox")), Sampling(temperature=0, max_tokens=12)
+    )
+    text = "".join([x.text async for x in engine.generate(request) if isinstance(x, Piece)])
+    await engine.close()
+
+    assert text.startswith(" lives ")
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(packed, tmp_path, make_recipe):
+    recipe = make_recipe()
+    whole = fit(recipe, packed, LENGTHS, directory=tmp_path / "whole")
+
+    def interrupt(progress):
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, packed, LENGTHS, directory=tmp_path / "parts", on_progress=interrupt)
+    steps = []
+    parts = fit(
+        recipe,
+        packed,
+        LENGTHS,
+        directory=tmp_path / "parts",
+        on_progress=lambda progress: steps.append(progress.step),
+    )
+
+    assert steps[0] == 6
+    assert torch.equal(weights(whole.learner), weights(parts.learner))
+
+
+def test_a_run_stops_at_its_deadline_and_goes_on_from_there(packed, tmp_path, make_recipe):
+    stopped = fit(make_recipe(), packed, LENGTHS, directory=tmp_path, max_seconds=0)
+
+    went_on = fit(make_recipe(), packed, LENGTHS, directory=tmp_path)
+
+    assert stopped.ended == "deadline"
+    assert went_on.ended == "finished"
+    assert went_on.step == 12
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(packed, tmp_path, make_recipe):
+    def interrupt(progress):
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_recipe(), packed, LENGTHS, directory=tmp_path, on_progress=interrupt)
+    steps = []
+
+    fit(
+        make_recipe(matrix_rate=0.03),
+        packed,
+        LENGTHS,
+        directory=tmp_path,
+        on_progress=lambda progress: steps.append(progress.step),
+    )
+
+    assert steps[0] == 1
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_batch(
+    packed, tmp_path, make_recipe, monkeypatch
+):
+    real = loop.Learner.loss
+    calls = []
+
+    def break_down(self, tokens):
+        calls.append(1)
+        return real(self, tokens) * (math.nan if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(loop.Learner, "loss", break_down)
+
+    with pytest.raises(DivergedError, match=r"batch 3 of 12 \(rows .*loss nan"):
+        fit(make_recipe(), packed, LENGTHS, directory=tmp_path)
+
+    monkeypatch.undo()
+    steps = []
+    after = fit(
+        make_recipe(),
+        packed,
+        LENGTHS,
+        directory=tmp_path,
+        on_progress=lambda progress: steps.append(progress.step),
+    )
+    assert steps[0] == 3
+    assert math.isfinite(after.loss)
+
+
+def test_a_run_that_learns_nothing_more_stops_early(packed, tmp_path, make_recipe):
+    recipe = make_recipe(
+        tokens=128 * 60, evaluations=60, patience=2, matrix_rate=1e-9, embedding_rate=1e-12
+    )
+
+    outcome = fit(recipe, packed, LENGTHS, directory=tmp_path)
+
+    assert outcome.ended == "early"
+    assert outcome.step < 60
+
+
+def test_small_batches_together_are_one_large_batch(packed, tmp_path, make_recipe):
+    together = fit(make_recipe(micro_rows=4), packed, LENGTHS, directory=tmp_path / "a")
+    apart = fit(make_recipe(micro_rows=1), packed, LENGTHS, directory=tmp_path / "b")
+
+    assert apart.loss == pytest.approx(together.loss, rel=1e-3)
+
+
+def test_a_corpus_below_a_batch_is_refused_with_what_would_fit(tmp_path, make_recipe):
+    few = Packed(np.arange(70, dtype=np.uint16), np.empty(0, np.uint16), "few")
+
+    with pytest.raises(InvalidError, match=r"70 tokens, a batch takes 129.*--batch-tokens 64"):
+        fit(make_recipe(), few, LENGTHS, directory=tmp_path)
+
+
+def test_tokens_of_another_vocabulary_are_refused(tmp_path, make_recipe):
+    strange = Packed(np.full(500, 7000, np.uint16), np.empty(0, np.uint16), "strange")
+
+    with pytest.raises(InvalidError, match="token 7000 is beyond the model's 300"):
+        fit(make_recipe(), strange, LENGTHS, directory=tmp_path)
+
+
+@pytest.fixture
+def trained(corpus, tmp_path, make_recipe):
+    return pretrain(Sources(corpus), make_recipe(tokens=128), tmp_path).model
+
+
+def reseal(folder):
+    """A whole folder again, of files that do not fit each other."""
+    from soma_agents.storage.files import write_manifest
+
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, {})
+
+
+def test_a_vocabulary_of_another_model_is_refused(
+    trained, tmp_path, make_recipe, make_model, corpus
+):
+    other = make_recipe(tokens=128, model=make_model(vocab_size=310))
+    stranger = pretrain(Sources(corpus), other, tmp_path / "other").model
+    (trained / "tokenizer.json").write_bytes((stranger / "tokenizer.json").read_bytes())
+    reseal(trained)
+
+    with pytest.raises(CorruptError, match="310 tokens, the weights 300"):
+        load_trained(trained)
+
+
+def test_a_cut_file_is_found_out(trained):
+    file = trained / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+    with pytest.raises(CorruptError):
+        load_trained(trained)
+
+
+def test_a_cut_file_is_refused_even_if_sealed(trained):
+    file = trained / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    reseal(trained)
+
+    with pytest.raises(CorruptError, match="holds no whole model"):
+        load_trained(trained)
+
+
+def test_a_folder_without_a_model_is_said_to_have_none(tmp_path):
+    with pytest.raises(NotFoundError, match="soma pretrain"):
+        load_trained(tmp_path)
