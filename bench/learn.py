@@ -23,6 +23,7 @@ from soma_agents.pretraining.loop import Run
 from soma_agents.pretraining.packed import Order, Packed, rows_of
 from soma_agents.pretraining.recipe import V1, Recipe, parameters
 from soma_agents.pretraining.run import Sources, pack_corpus, vocabulary_of
+from soma_agents.pretraining.structure import Traits, traits_of
 from soma_agents.pretraining.vocabulary import Vocabulary
 from soma_agents.training.loop import Alone
 from soma_agents.training.schedules import share
@@ -41,7 +42,7 @@ class Material:
     """What both learn from."""
 
     packed: Packed
-    lengths: npt.NDArray[np.int64]
+    traits: Traits
     folder: Path
 
 
@@ -58,7 +59,7 @@ def material(recipe: Recipe, folder: Path) -> Material:
         file.write_text("".join(lines))
     sources = Sources(folder / "train.jsonl", folder / "held-out.jsonl")
     vocabulary: Vocabulary = vocabulary_of(sources, recipe, folder)
-    return Material(pack_corpus(sources, vocabulary, folder), vocabulary.lengths(), folder)
+    return Material(pack_corpus(sources, vocabulary, folder), traits_of(vocabulary), folder)
 
 
 def soma(recipe: Recipe, data: Material) -> tuple[float, float]:
@@ -68,7 +69,7 @@ def soma(recipe: Recipe, data: Material) -> tuple[float, float]:
         run = Run(
             replace(recipe, evaluations=0),
             data.packed,
-            data.lengths,
+            data.traits,
             directory=Path(temporary),
             workers=Alone(),
         )
@@ -118,7 +119,7 @@ def tokens_of(part: npt.NDArray[np.unsignedinteger], rows: list[int], size: int)
 def judge(model: PlainGpt, data: Material, recipe: Recipe) -> float:
     """Bits per byte of the rows that `Run.bits_per_byte` looks at."""
     rows = min(rows_of(data.packed.held_out, recipe.row), JUDGED // recipe.row)
-    lengths = torch.from_numpy(data.lengths)
+    lengths = data.traits.lengths
     nats, size = 0.0, 0
     for row in range(rows):
         tokens = tokens_of(data.packed.held_out, [row], recipe.row)

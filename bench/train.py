@@ -64,20 +64,20 @@ def measure(batch_tokens: int, rounds: int) -> dict[str, object]:
     tokens = len(batches) * ROWS * recipe.row
     peer = plain()
     adam = peer.optimizer(1e-3)
-    learner = Learner(recipe.model, seed=1)
+    learner = Learner(recipe)
     optimisers = Optimisers(learner, recipe)
 
     def ours() -> None:
         learner.refresh()
         for batch in batches:
-            (learner.loss(batch) / tokens).backward()
+            (learner.loss(batch)[0] / tokens).backward()
             learner.collect()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip)
         optimisers.step(1)
 
     step(peer, adam, batches[:1])  # warm both up
     learner.refresh()
-    learner.loss(batches[0]).backward()
+    learner.loss(batches[0])[0].backward()
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
     for _ in range(rounds):
         rates["peer"].append(tokens / best(lambda: step(peer, adam, batches), 1))

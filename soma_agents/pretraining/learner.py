@@ -2,7 +2,8 @@
 
 The same arithmetic as `language.transformer.Transformer`, which is its oracle, with the kernels
 of this package. Norms have no scale of their own while learning: a scale of one goes into the
-export.
+export. What is SOMA's own (`structure`) can be switched on part by part; docs/log.md tells what
+each part was worth.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from arbiters.errors import InvalidError
-from soma_agents.language.transformer import SITES, Transformer, TransformerConfig
+from soma_agents.language.transformer import SITES, Transformer
 from soma_agents.pretraining.kernels import (
     attention,
     cross_entropy,
@@ -22,32 +23,37 @@ from soma_agents.pretraining.kernels import (
     rotated,
     squared_relu,
 )
+from soma_agents.pretraining.objectives import Objectives
+from soma_agents.pretraining.recipe import Recipe
+from soma_agents.pretraining.structure import Traits, places
 
 MATRICES = "matrices."
 """Names of the weights that Muon takes begin so."""
+
+LEVELS = (4, 2, 2)
+"""Eighths of the slow half of a head's pairs that turn by words, sentences, paragraphs."""
 
 
 class Learner(nn.Module):
     """Parameters of a language model, and its loss."""
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        *,
-        seed: int,
-        dtype: torch.dtype = torch.bfloat16,
-        recompute: bool = False,
-    ) -> None:
-        """`recompute` keeps only what goes into each block, and goes through it twice."""
+    def __init__(self, recipe: Recipe, traits: Traits | None = None) -> None:
+        """`traits` of the vocabulary are needed for what is SOMA's own.
+
+        Raises:
+            InvalidError: the learner does not know the activation, or lacks the traits.
+        """
         super().__init__()
+        config = recipe.model
         if config.gated != (config.activation == "silu"):
             raise InvalidError(
                 f"activation {config.activation!r} with gated = {config.gated!r} cannot be learnt; "
                 "use 'silu' with a gate, or 'relu2' without"
             )
         self.config = config
-        self.dtype = dtype
-        self._recompute = recompute
+        self.dtype: torch.dtype = getattr(torch, recipe.precision)
+        self._recipe = recipe
+        self._traits = traits
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.matrices = nn.ParameterDict(
             {
@@ -57,9 +63,13 @@ class Learner(nn.Module):
             }
         )
         if not self.embedding.is_meta:
-            self._draw(seed)
+            self._draw(recipe.seed)
+        self.features: nn.Parameter | None = None
+        if recipe.features:
+            columns = self._known().features.shape[1]
+            self.features = nn.Parameter(torch.zeros(columns, config.d_model))
+        self.objectives = Objectives(recipe) if recipe.objectives else None
         self._work: dict[str, Tensor] = {}
-        self._turns = _turns(config, dtype)
 
     def _draw(self, seed: int) -> None:
         """Embeddings from N(0, 0.02²), matrices uniform with variance 1/inputs.
@@ -81,6 +91,11 @@ class Learner(nn.Module):
         """Numbers that are learnt."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def _known(self) -> Traits:
+        if self._traits is None:
+            raise InvalidError("features, hierarchy and objectives need the vocabulary's traits")
+        return self._traits
+
     # --- one micro-batch -------------------------------------------------------------------
 
     def refresh(self) -> None:
@@ -90,34 +105,66 @@ class Learner(nn.Module):
                 master.grad = torch.zeros_like(master)
             else:
                 master.grad.zero_()
-            self._work[name] = master.detach().to(self.dtype)
-            self._work[name].requires_grad_(name != "embedding")
+            if name.startswith(MATRICES):
+                self._work[name] = master.detach().to(self.dtype).requires_grad_()
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the working copy's gradients to the masters' in float32."""
         for name, master in self.named_parameters():
-            leaf = self._work[name]
-            if leaf.grad is not None and master.grad is not None:
+            leaf = self._work.get(name)
+            if leaf is not None and leaf.grad is not None and master.grad is not None:
                 master.grad += leaf.grad
                 leaf.grad = None
 
-    def loss(self, tokens: Tensor) -> Tensor:
-        """Sum of nats of tokens (B, T + 1) behind the first of each row."""
-        hidden = self.hidden(tokens[:, :-1]).reshape(-1, self.config.d_model)
-        targets = tokens[:, 1:].reshape(-1)
-        return cross_entropy(hidden, self.embedding, self._work["embedding"], targets)
+    def loss(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What to descend, and the sum of nats, of tokens (B, T + 1) behind the first of each row."""
+        table = self.table()
+        head = table.detach().to(self.dtype)
+        hidden = self.hidden(tokens[:, :-1], table)
+        flat = hidden.reshape(-1, self.config.d_model)
+        nats = cross_entropy(flat, table, head, tokens[:, 1:].reshape(-1))
+        if self.objectives is None:
+            return nats, nats.detach()
+        extra = self.objectives(hidden, tokens, table, head, self._known())
+        return nats + extra, nats.detach()
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def table(self) -> Tensor:
+        """(V, C) in float32: the embeddings, with what the tokens' text adds."""
+        if self.features is None:
+            return self.embedding
+        return torch.addmm(self.embedding, self._known().features, self.features)
+
+    def hidden(self, tokens: Tensor, table: Tensor) -> Tensor:
         """Normed states (B, T, C) behind the last block of tokens (B, T)."""
-        x = F.embedding(tokens, self.embedding).to(self.dtype)
-        turn = tuple(table[None, : tokens.shape[1]] for table in self._turns)
+        x = F.embedding(tokens, table).to(self.dtype)
+        turn = self._turn(tokens)
         for layer in range(self.config.layers):
-            if self._recompute and torch.is_grad_enabled():
+            if self._recipe.recompute and torch.is_grad_enabled():
                 x = checkpoint(self._block, x, layer, turn, use_reentrant=False)
             else:
                 x = self._block(x, layer, turn)
         return norm(x, self.config.norm_eps)
+
+    def _turn(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B or 1, T, D/2), as `language.transformer.rotation` has them.
+
+        With hierarchy, pairs that turn slowly by tokens turn by words, sentences, paragraphs.
+        """
+        half = self.config.head_dim // 2
+        steps = torch.arange(half, dtype=torch.float32) / half
+        speeds = self.config.rope_theta**-steps
+        if self._recipe.hierarchy:
+            where = places(tokens, self._known()).float()
+            slow = [half * eighths // 16 for eighths in LEVELS]
+            owners = [0] * (half - sum(slow)) + [1] * slow[0] + [2] * slow[1] + [3] * slow[2]
+            for level, count in enumerate(slow, 1):
+                first = owners.index(level)
+                speeds[first : first + count] = 2.0 ** -torch.arange(count)
+            angles = where[..., owners] * speeds
+        else:
+            angles = torch.arange(tokens.shape[1], dtype=torch.float32)[None, :, None] * speeds
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def _block(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor]) -> Tensor:
         """(B, T, C) → (B, T, C)."""
@@ -140,25 +187,32 @@ class Learner(nn.Module):
         return self._project(attention(q, k, v).transpose(1, 2).reshape(B, T, -1), layer, "out")
 
     def _project(self, x: Tensor, layer: int, site: str) -> Tensor:
-        return F.linear(x, self._work[f"matrices.{layer}-{site}"])
+        return F.linear(x, self._work[f"{MATRICES}{layer}-{site}"])
 
     # --- what comes of it ------------------------------------------------------------------
 
     @torch.no_grad()
     def nats(self, tokens: Tensor) -> Tensor:
         """Nats (B, T) of tokens (B, T + 1) behind the first of each row, exact to float32."""
-        hidden = self.hidden(tokens[:, :-1])
-        head = self._work["embedding"]
+        table = self.table()
+        hidden, head = self.hidden(tokens[:, :-1], table), table.to(self.dtype)
         rows = [
             F.cross_entropy(F.linear(h, head).float(), t, reduction="none")
             for h, t in zip(hidden, tokens[:, 1:], strict=True)
         ]
         return torch.stack(rows)
 
+    @torch.no_grad()
     def exported(self) -> dict[str, Tensor]:
-        """The weights as `Transformer.state_dict` names them, without a tied head."""
+        """The weights as `Transformer.state_dict` names them, without a tied head.
+
+        Raises:
+            InvalidError: serving knows nothing of hierarchy-aware rotations.
+        """
+        if self._recipe.hierarchy:
+            raise InvalidError("a model with hierarchy = True cannot be served; learn it without")
         ones = torch.ones(self.config.d_model)
-        weights = {"embedding.weight": self.embedding.detach(), "norm.weight": ones}
+        weights = {"embedding.weight": self.table().detach(), "norm.weight": ones}
         for layer in range(self.config.layers):
             stem = f"blocks.{layer}"
             weights |= {f"{stem}.attention_norm.weight": ones, f"{stem}.mlp_norm.weight": ones}
@@ -173,11 +227,3 @@ class Learner(nn.Module):
         """The same model as serving knows it."""
         weights: Mapping[str, Tensor] = self.exported()
         return Transformer.from_weights(self.config, {n: w.to(dtype) for n, w in weights.items()})
-
-
-def _turns(config: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (context, D/2) of every position, as `language.transformer.rotation`."""
-    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
-    places = torch.arange(config.context, dtype=torch.float32)
-    angles = places[:, None] / config.rope_theta ** (steps / config.head_dim)
-    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -23,6 +23,7 @@ from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.optimiser import Optimisers
 from soma_agents.pretraining.packed import Order, Packed, rows_of
 from soma_agents.pretraining.recipe import Recipe
+from soma_agents.pretraining.structure import Traits
 from soma_agents.training.checkpoints import Checkpoint, Checkpoints
 from soma_agents.training.loop import Alone, DivergedError, Workers
 
@@ -77,7 +78,7 @@ class _State:
 def fit(
     recipe: Recipe,
     packed: Packed,
-    lengths: npt.NDArray[np.int64],
+    traits: Traits,
     *,
     directory: Path,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -86,13 +87,11 @@ def fit(
 ) -> Outcome:
     """Learn from the start, or go on from the newest checkpoint in `directory`.
 
-    `lengths` (V,) are the bytes that each token stands for.
-
     Raises:
         DivergedError: the loss or a gradient is NaN or infinite.
         InvalidError: the corpus is smaller than a batch, or its tokens are another vocabulary's.
     """
-    run = Run(recipe, packed, lengths, directory=directory, workers=workers or Alone())
+    run = Run(recipe, packed, traits, directory=directory, workers=workers or Alone())
     run.resume()
     return run.finish(run.train(on_progress, max_seconds))
 
@@ -104,7 +103,7 @@ class Run:
         self,
         recipe: Recipe,
         packed: Packed,
-        lengths: npt.NDArray[np.int64],
+        traits: Traits,
         *,
         directory: Path,
         workers: Workers,
@@ -116,24 +115,19 @@ class Run:
                 f"{recipe.rows * recipe.row + 1}; bring more text, or use --batch-tokens "
                 f"{max(1, rows) * recipe.row} and --row {min(recipe.row, len(packed.train) - 1)}"
             )
-        if len(lengths) != recipe.model.vocab_size:
+        if len(traits.lengths) != recipe.model.vocab_size:
             raise InvalidError(
-                f"the vocabulary has {len(lengths)} tokens, the model "
+                f"the vocabulary has {len(traits.lengths)} tokens, the model "
                 f"{recipe.model.vocab_size}; they do not belong together"
             )
         self._recipe = recipe
         self._packed = packed
-        self._lengths = torch.from_numpy(lengths)
+        self._lengths = traits.lengths
         self._workers = workers
         self._directory = directory
         self._order = Order(rows, seed=recipe.seed)
         self._every = max(1, math.ceil(recipe.steps / max(1, recipe.evaluations)))
-        self.learner = Learner(
-            recipe.model,
-            seed=recipe.seed,
-            dtype=getattr(torch, recipe.precision),
-            recompute=recipe.recompute,
-        )
+        self.learner = Learner(recipe, traits)
         self._optimisers = Optimisers(self.learner, recipe)
         self._state = _State()
         self._best: dict[str, Tensor] = {}
@@ -228,10 +222,10 @@ class Run:
         self.learner.refresh()
         for start in range(0, len(mine), recipe.micro_rows):
             tokens = self._tokens(self._packed.train, mine[start : start + recipe.micro_rows])
-            loss = self.learner.loss(tokens) / (recipe.rows * recipe.row)
-            loss.backward()
+            loss, nats = self.learner.loss(tokens)
+            (loss / (recipe.rows * recipe.row)).backward()
             self.learner.collect()
-            total += loss.detach()
+            total += nats / (recipe.rows * recipe.row)
         return total
 
     def _check(self, loss: float, norm: float, rows: list[int]) -> None:

@@ -62,7 +62,7 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     """The prediction for a recipe; nothing of it is allocated."""
     machine = machine or measured(recipe.precision)
     with torch.device("meta"):
-        count = Learner(recipe.model, seed=0).size
+        count = Learner(recipe).size
     weights, optimiser = _weights(recipe, count)
     activations = _activations(recipe)
     rate = recipe.rows * recipe.row / _step_seconds(recipe, machine)

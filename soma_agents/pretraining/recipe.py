@@ -8,6 +8,7 @@ from soma_agents.language.transformer import SITES, TransformerConfig
 from soma_agents.training.schedules import CURVES
 
 Precision = Literal["bfloat16", "float32"]
+Objective = Literal["structure", "hierarchy", "coherence"]
 
 HEAD_DIM = 64
 DEEPEST = 64
@@ -47,6 +48,12 @@ class Recipe:
     patience: int = 8
     """Looks without a gain before the run stops early."""
     seed: int = 1
+    features: bool = False
+    """Embeddings begin with what the tokens' text tells (`structure`); folded in at the export."""
+    hierarchy: bool = False
+    """A part of each head turns by words, sentences and paragraphs; cannot be exported."""
+    objectives: tuple[Objective, ...] = ()
+    """What is learnt beside the next token."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run.

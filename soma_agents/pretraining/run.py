@@ -14,6 +14,7 @@ from soma_agents.pretraining.loop import EVALUATED, Outcome, Progress, fit
 from soma_agents.pretraining.packed import Packed, pack
 from soma_agents.pretraining.readers import files_of, read
 from soma_agents.pretraining.recipe import Recipe, parameters
+from soma_agents.pretraining.structure import traits_of
 from soma_agents.pretraining.vocabulary import Vocabulary
 from soma_agents.storage.files import make_directory, write_atomic
 
@@ -63,6 +64,10 @@ def pretrain(
         InvalidError: the corpus, vocabulary and recipe do not fit each other.
         DivergedError: the loss is not a number any more.
     """
+    if recipe.hierarchy:
+        raise InvalidError(
+            "hierarchy = True is for comparisons only: such a model cannot be served"
+        )
     hooks = hooks or Hooks()
     make_directory(directory)
     hooks.on_phase("vocabulary")
@@ -73,7 +78,7 @@ def pretrain(
     outcome = fit(
         recipe,
         packed,
-        vocabulary.lengths(),
+        traits_of(vocabulary),
         directory=directory,
         on_progress=_recorder(directory / METRICS, hooks.on_progress),
         max_seconds=max_seconds,

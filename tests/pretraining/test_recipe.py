@@ -9,7 +9,7 @@ from soma_agents.pretraining.recipe import SHOWCASE, V1, of_depth, parameters, p
 @pytest.mark.parametrize(("recipe", "count"), [(SHOWCASE, 663_552), (V1, 41_418_752)])
 def test_the_stated_size_of_a_preset_is_its_true_size(recipe, count):
     with torch.device("meta"):
-        learner = Learner(recipe.model, seed=1)
+        learner = Learner(recipe)
 
     assert learner.size == parameters(recipe.model) == count
 
