@@ -159,7 +159,7 @@ class Learner(nn.Module):
             slow = [half * eighths // 16 for eighths in LEVELS]
             owners = [0] * (half - sum(slow)) + [1] * slow[0] + [2] * slow[1] + [3] * slow[2]
             for level, count in enumerate(slow, 1):
-                first = owners.index(level)
+                first = half - sum(slow[level - 1 :])
                 speeds[first : first + count] = 2.0 ** -torch.arange(count)
             angles = where[..., owners] * speeds
         else:
