@@ -1,4 +1,4 @@
-"""`soma pretrain`, `generate`: a language model from nothing but text."""
+"""`soma pretrain`, `generate`, `plan`: a language model from nothing but text."""
 
 import asyncio
 import math
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from soma_agents.cli.options import Json, print_json
+from soma_agents.cli.options import Json, print_json, print_table
 
 Corpus = Annotated[Path, typer.Argument(help="A file or folder of text; see docs/pretraining.md.")]
 Preset = Annotated[str, typer.Option("--preset", help="showcase or v1.")]
@@ -21,6 +21,10 @@ Tokens = Annotated[int | None, typer.Option("--tokens", help="How many tokens to
 Batch = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens of a step.")]
 Row = Annotated[int | None, typer.Option("--row", help="Tokens that are read together.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="How the rates move.")]
+MicroRows = Annotated[int | None, typer.Option("--micro-rows", help="Rows at a time.")]
+Recompute = Annotated[
+    bool | None, typer.Option("--recompute", help="Less memory for a third more time.")
+]
 Minutes = Annotated[float, typer.Option("--minutes", help="Stop then; called again, go on.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of weights and order.")]
 
@@ -36,8 +40,8 @@ CURVE = 32
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    app.command()(pretrain)
-    app.command()(generate)
+    for command in (pretrain, generate, plan):
+        app.command()(command)
 
 
 def pretrain(
@@ -51,18 +55,27 @@ def pretrain(
     batch_tokens: Batch = None,
     row: Row = None,
     schedule: Schedule = None,
+    micro_rows: MicroRows = None,
+    recompute: Recompute = None,
     minutes: Minutes = math.inf,
     seed: Seed = None,
     json: Json = False,
 ) -> None:
     """Learn a vocabulary and a model from a corpus; interrupted, the same command goes on."""
-    from soma_agents.pretraining import recipe as recipes
-    from soma_agents.pretraining import run
+    from soma_agents.pretraining import planning, run
 
-    recipe = recipes.preset(preset) if depth is None else recipes.of_depth(depth)
-    recipe = recipe.but(
-        tokens=tokens, batch_tokens=batch_tokens, row=row, schedule=schedule, seed=seed
+    recipe = _recipe(
+        preset,
+        depth,
+        tokens=tokens,
+        batch_tokens=batch_tokens,
+        row=row,
+        schedule=schedule,
+        micro_rows=micro_rows,
+        recompute=recompute,
+        seed=seed,
     )
+    planning.require(recipe)
     shown: AbstractContextManager[Any] = nullcontext(run.Hooks()) if json else _Bar()
     with shown as hooks:
         made = run.pretrain(
@@ -96,6 +109,54 @@ def pretrain(
         f"{outcome.seconds:.0f} s: {outcome.loss:.3f} nats a token in training, {judged}\n"
         f'soma generate "Once upon a time" --model {made.model}'
     )
+
+
+def _recipe(preset: str, depth: int | None, **changes: Any) -> Any:
+    from soma_agents.pretraining import recipe as recipes
+
+    recipe = recipes.preset(preset) if depth is None else recipes.of_depth(depth)
+    return recipe.but(**changes)
+
+
+def plan(
+    preset: Preset = "showcase",
+    depth: Depth = None,
+    tokens: Tokens = None,
+    batch_tokens: Batch = None,
+    row: Row = None,
+    micro_rows: MicroRows = None,
+    recompute: Recompute = None,
+    json: Json = False,
+) -> None:
+    """Say what a run would take on this machine; refuse what cannot fit."""
+    from dataclasses import asdict
+
+    from soma_agents.pretraining import planning
+
+    recipe = _recipe(
+        preset,
+        depth,
+        tokens=tokens,
+        batch_tokens=batch_tokens,
+        row=row,
+        micro_rows=micro_rows,
+        recompute=recompute,
+    )
+    found = planning.require(recipe)
+    if json:
+        print_json(asdict(found))
+        return
+    rows = [
+        ("parameters", f"{found.parameters:,}"),
+        ("tokens", f"{found.tokens:,} in {found.steps:,} steps"),
+        ("memory", f"{found.memory / 2**30:.2f} GiB of {found.free / 2**30:.2f} GiB free"),
+        ("weights, gradients", f"{found.weights / 2**30:.2f} GiB"),
+        ("optimiser", f"{found.optimiser / 2**30:.2f} GiB"),
+        ("activations", f"{found.activations / 2**30:.2f} GiB"),
+        ("speed", f"{found.tokens_per_second:,.0f} tokens/s"),
+        ("time", f"{found.seconds / 3600:.2f} h"),
+    ]
+    print_table((recipe.name, ""), rows)
 
 
 class _Bar:

@@ -131,7 +131,7 @@ class Run:
         self._optimisers = Optimisers(self.learner, recipe)
         self._state = _State()
         self._best: dict[str, Tensor] = {}
-        facts = json.dumps([asdict(recipe), packed.identity], sort_keys=True)
+        facts = json.dumps([recipe.facts(), packed.identity], sort_keys=True)
         self._checkpoints = Checkpoints(
             directory / "checkpoints", hashlib.sha256(facts.encode()).hexdigest()
         )

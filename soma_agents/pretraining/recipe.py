@@ -1,6 +1,7 @@
 """What a run is made of: sizes, rates, lengths. Two presets, and one dial that derives the rest."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from arbiters.errors import InvalidError
@@ -91,6 +92,17 @@ class Recipe:
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         return max(1, self.tokens // (self.rows * self.row))
+
+    def facts(self) -> dict[str, Any]:
+        """All of it in forms that JSON knows."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Recipe":
+        """What `facts` gave."""
+        model = TransformerConfig(**facts["model"])
+        rest = {"model": model, "objectives": tuple(facts["objectives"])}
+        return cls(**(dict(facts) | rest))
 
     def but(self, **changes: Any) -> "Recipe":
         """The same with some fields changed; None leaves a field as it is."""

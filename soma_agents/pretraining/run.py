@@ -17,6 +17,7 @@ from soma_agents.pretraining.recipe import Recipe, parameters
 from soma_agents.pretraining.structure import traits_of
 from soma_agents.pretraining.vocabulary import Vocabulary
 from soma_agents.storage.files import make_directory, write_atomic
+from soma_agents.training.loop import Workers
 
 METRICS, TOKENS, MODEL = "metrics.jsonl", "tokens", "model"
 
@@ -64,25 +65,51 @@ def pretrain(
         InvalidError: the corpus, vocabulary and recipe do not fit each other.
         DivergedError: the loss is not a number any more.
     """
-    if recipe.hierarchy:
-        raise InvalidError(
-            "hierarchy = True is for comparisons only: such a model cannot be served"
-        )
     hooks = hooks or Hooks()
+    prepare(sources, recipe, directory, hooks)
+    hooks.on_phase("learning")
+    return learn(sources, recipe, directory, hooks=hooks, max_seconds=max_seconds)
+
+
+def prepare(sources: Sources, recipe: Recipe, directory: Path, hooks: Hooks) -> None:
+    """Vocabulary and packed corpus in the run's folder; nothing where they are there.
+
+    Raises:
+        InvalidError: the corpus, vocabulary and recipe do not fit each other.
+    """
+    if recipe.hierarchy:
+        raise InvalidError("hierarchy = True is for comparisons only: it cannot be served")
     make_directory(directory)
     hooks.on_phase("vocabulary")
     vocabulary = vocabulary_of(sources, recipe, directory)
     hooks.on_phase("packing")
+    pack_corpus(sources, vocabulary, directory)
+
+
+def learn(
+    sources: Sources,
+    recipe: Recipe,
+    directory: Path,
+    *,
+    hooks: Hooks,
+    max_seconds: float = math.inf,
+    workers: Workers | None = None,
+) -> Pretrained:
+    """The rest of a run that is prepared; of several workers the first leaves the model."""
+    vocabulary = vocabulary_of(sources, recipe, directory)
     packed = pack_corpus(sources, vocabulary, directory)
-    hooks.on_phase("learning")
+    first = workers is None or workers.rank == 0
     outcome = fit(
         recipe,
         packed,
         traits_of(vocabulary),
         directory=directory,
-        on_progress=_recorder(directory / METRICS, hooks.on_progress),
+        on_progress=_recorder(directory / METRICS, hooks.on_progress) if first else lambda _: None,
         max_seconds=max_seconds,
+        workers=workers,
     )
+    if not first:
+        return Pretrained(directory / MODEL, outcome, parameters(recipe.model))
     facts = _facts(recipe, packed, outcome)
     model = save_model(
         directory / MODEL, recipe.model, outcome.learner.exported(), vocabulary, facts
@@ -158,7 +185,7 @@ def _facts(recipe: Recipe, packed: Packed, outcome: Outcome) -> dict[str, object
     """The lineage that the model's manifest tells."""
     return {
         "name": f"soma-lm-{recipe.name}",
-        "recipe": asdict(recipe),
+        "recipe": recipe.facts(),
         "parameters": parameters(recipe.model),
         "corpus": packed.identity,
         "corpus_tokens": len(packed.train),
