@@ -17,6 +17,7 @@ Depth = Annotated[int | None, typer.Option("--depth", help="Derive everything fr
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; an old one goes on.")]
 HeldOut = Annotated[Path | None, typer.Option("--held-out", help="Text to judge by, not to learn.")]
 Tokenizer = Annotated[Path | None, typer.Option("--tokenizer", help="A tokenizer.json to use.")]
+Base = Annotated[Path | None, typer.Option("--from", help="Begin with this model's weights.")]
 Tokens = Annotated[int | None, typer.Option("--tokens", help="How many tokens to learn from.")]
 Batch = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens of a step.")]
 Row = Annotated[int | None, typer.Option("--row", help="Tokens that are read together.")]
@@ -51,6 +52,7 @@ def pretrain(
     out: Out = Path("soma-lm"),
     held_out: HeldOut = None,
     tokenizer: Tokenizer = None,
+    base: Base = None,
     tokens: Tokens = None,
     batch_tokens: Batch = None,
     row: Row = None,
@@ -75,11 +77,15 @@ def pretrain(
         recompute=recompute,
         seed=seed,
     )
+    if base is not None:
+        from soma_agents.pretraining.artifact import load_weights
+
+        recipe = recipe.but(model=load_weights(base)[0])
     planning.require(recipe)
     shown: AbstractContextManager[Any] = nullcontext(run.Hooks()) if json else _Bar()
     with shown as hooks:
         made = run.pretrain(
-            run.Sources(corpus, held_out, tokenizer),
+            run.Sources(corpus, held_out, tokenizer, base),
             recipe,
             out.absolute(),
             hooks=hooks,

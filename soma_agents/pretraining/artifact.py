@@ -56,6 +56,25 @@ def save_model(
     return directory
 
 
+def load_weights(directory: Path) -> tuple[TransformerConfig, dict[str, Tensor]]:
+    """Sizes and weights in a folder that `save_model` wrote.
+
+    Raises:
+        NotFoundError: there is none.
+        CorruptError: it is damaged.
+    """
+    if not (directory / MANIFEST).is_file():
+        raise NotFoundError(f"{str(directory)!r} holds no model; train one with `soma pretrain`")
+    verify_manifest(directory)
+    try:
+        config = TransformerConfig(**json.loads((directory / CONFIG).read_text()))
+        return config, load_file(directory / WEIGHTS)
+    except InvalidError as error:
+        raise CorruptError(f"{str(directory)!r}: {error}") from None
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise CorruptError(f"{str(directory)!r} holds no whole model: {error}") from None
+
+
 def load_trained(directory: Path, *, dtype: torch.dtype = torch.bfloat16) -> LanguageModel:
     """The model in a folder that `save_model` wrote, ready for the engine.
 
@@ -63,16 +82,11 @@ def load_trained(directory: Path, *, dtype: torch.dtype = torch.bfloat16) -> Lan
         NotFoundError: there is none.
         CorruptError: it is damaged, or vocabulary and weights do not belong together.
     """
-    if not (directory / MANIFEST).is_file():
-        raise NotFoundError(f"{str(directory)!r} holds no model; train one with `soma pretrain`")
-    facts = verify_manifest(directory)
+    config, weights = load_weights(directory)
     try:
-        config = TransformerConfig(**json.loads((directory / CONFIG).read_text()))
-        weights = {n: w.to(dtype) for n, w in load_file(directory / WEIGHTS).items()}
+        weights = {name: weight.to(dtype) for name, weight in weights.items()}
         transformer = Transformer.from_weights(config, weights)
-    except InvalidError as error:
-        raise CorruptError(f"{str(directory)!r}: {error}") from None
-    except (OSError, ValueError, TypeError, SafetensorError, RuntimeError) as error:
+    except RuntimeError as error:
         raise CorruptError(f"{str(directory)!r} holds no whole model: {error}") from None
     vocabulary = Vocabulary.load(directory / TOKENIZER)
     if vocabulary.size != config.vocab_size:
@@ -81,5 +95,5 @@ def load_trained(directory: Path, *, dtype: torch.dtype = torch.bfloat16) -> Lan
             f"{config.vocab_size}; they do not belong together"
         )
     identity = f"base-{sha256_file(directory / WEIGHTS)[:16]}"
-    name = str(facts.get("name", directory.name))
+    name = str(json.loads((directory / MANIFEST).read_text()).get("name", directory.name))
     return LanguageModel(identity, name, config, transformer, vocabulary.chat())

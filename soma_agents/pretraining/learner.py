@@ -223,6 +223,14 @@ class Learner(nn.Module):
                 weights[f"{stem}.{site}.weight"] = self.matrices[f"{layer}-{site}"].detach()
         return weights
 
+    @torch.no_grad()
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with weights that `exported` gave."""
+        self.embedding.copy_(weights["embedding.weight"])
+        for name, weight in self.matrices.items():
+            layer, site = name.split("-")
+            weight.copy_(weights[f"blocks.{layer}.{site}.weight"])
+
     def transformer(self, dtype: torch.dtype = torch.float32) -> Transformer:
         """The same model as serving knows it."""
         weights: Mapping[str, Tensor] = self.exported()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -84,14 +84,19 @@ def fit(
     on_progress: Callable[[Progress], None] = lambda _: None,
     max_seconds: float = math.inf,
     workers: Workers | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Outcome:
     """Learn from the start, or go on from the newest checkpoint in `directory`.
+
+    `start` are weights to begin with, named as `Learner.exported` names them.
 
     Raises:
         DivergedError: the loss or a gradient is NaN or infinite.
         InvalidError: the corpus is smaller than a batch, or its tokens are another vocabulary's.
     """
     run = Run(recipe, packed, traits, directory=directory, workers=workers or Alone())
+    if start is not None:
+        run.learner.take(start)
     run.resume()
     return run.finish(run.train(on_progress, max_seconds))
 

@@ -30,7 +30,7 @@ def pretrain_with_ray(
         InvalidError: the corpus, vocabulary and recipe do not fit each other.
     """
     prepare(sources, recipe, directory, Hooks())
-    places = [sources.corpus, sources.held_out, sources.tokenizer]
+    places = [sources.corpus, sources.held_out, sources.tokenizer, sources.base]
     config = {
         "sources": [None if place is None else str(place.absolute()) for place in places],
         "recipe": json.dumps(recipe.facts()),
@@ -58,11 +58,11 @@ def pretrain_with_ray(
 
 def work(config: dict[str, Any]) -> None:
     """What each worker does."""
-    corpus, held_out, tokenizer = (None if p is None else Path(p) for p in config["sources"])
+    corpus, held_out, tokenizer, base = (None if p is None else Path(p) for p in config["sources"])
     assert corpus is not None  # noqa: S101 — a run has a corpus
     context = ray.train.get_context()
     learn(
-        Sources(corpus, held_out, tokenizer),
+        Sources(corpus, held_out, tokenizer, base),
         Recipe.of(json.loads(config["recipe"])),
         Path(config["directory"]),
         hooks=Hooks(),

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from arbiters.errors import InvalidError
-from soma_agents.pretraining.artifact import TOKENIZER, save_model
+from soma_agents.pretraining.artifact import TOKENIZER, load_weights, save_model
 from soma_agents.pretraining.loop import EVALUATED, Outcome, Progress, fit
 from soma_agents.pretraining.packed import Packed, pack
 from soma_agents.pretraining.readers import files_of, read
@@ -32,6 +32,8 @@ class Sources:
     held_out: Path | None = None
     tokenizer: Path | None = None
     """A vocabulary to use instead of learning one."""
+    base: Path | None = None
+    """A trained model's folder to begin with, instead of random weights; its vocabulary is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ def prepare(sources: Sources, recipe: Recipe, directory: Path, hooks: Hooks) -> 
     """
     if recipe.hierarchy:
         raise InvalidError("hierarchy = True is for comparisons only: it cannot be served")
+    if sources.base is not None and load_weights(sources.base)[0] != recipe.model:
+        raise InvalidError(f"model {str(sources.base)!r} has other sizes than {recipe.name}")
     make_directory(directory)
     hooks.on_phase("vocabulary")
     vocabulary = vocabulary_of(sources, recipe, directory)
@@ -107,6 +111,7 @@ def learn(
         on_progress=_recorder(directory / METRICS, hooks.on_progress) if first else lambda _: None,
         max_seconds=max_seconds,
         workers=workers,
+        start=None if sources.base is None else load_weights(sources.base)[1],
     )
     if not first:
         return Pretrained(directory / MODEL, outcome, parameters(recipe.model))
@@ -124,7 +129,9 @@ def vocabulary_of(sources: Sources, recipe: Recipe, directory: Path) -> Vocabula
         InvalidError: it has another size than the model.
     """
     kept = directory / TOKENIZER
-    if sources.tokenizer is not None:
+    if sources.base is not None:
+        vocabulary = Vocabulary.load(sources.base / TOKENIZER)
+    elif sources.tokenizer is not None:
         vocabulary = Vocabulary.load(sources.tokenizer)
     elif kept.is_file():
         vocabulary = Vocabulary.load(kept)

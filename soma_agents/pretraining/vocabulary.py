@@ -44,6 +44,7 @@ class Vocabulary:
             self._words: dict[str, int] = content["model"]["vocab"]
             self._merges = content["model"]["merges"]
             self.end: int = self._control[END]
+            self.turn_end: int = self._control[TURN_END]
         except Exception as error:  # noqa: BLE001 — tokenizers raises it plain
             raise CorruptError(
                 f"the vocabulary is no tokenizer.json of SOMA's: {error!r}"
@@ -109,9 +110,9 @@ class Vocabulary:
         return np.array([0 if t in self._control else len(t) for t in self.tokens()])
 
     def chat(self) -> ChatTokenizer:
-        """The same as the engine knows it."""
+        """The same as the engine knows it: a reply ends with its turn, or with the document."""
         tokens = self.tokens()
-        return ChatTokenizer(
+        made = ChatTokenizer(
             {
                 "tokenizer.ggml.tokens": tokens,
                 "tokenizer.ggml.token_type": [CONTROL if t in self._control else 1 for t in tokens],
@@ -123,6 +124,8 @@ class Vocabulary:
                 "tokenizer.chat_template": TEMPLATE,
             }
         )
+        made.eos_ids = (self.turn_end, self.end)
+        return made
 
 
 def _words_of_gpt2() -> Any:

@@ -191,6 +191,37 @@ def test_tokens_of_another_vocabulary_are_refused(tmp_path, make_recipe):
         fit(make_recipe(), strange, TRAITS, directory=tmp_path)
 
 
+def test_a_trained_model_goes_on_with_another_corpus(corpus, tmp_path, make_recipe):
+    base = pretrain(Sources(corpus), make_recipe(tokens=128 * 40), tmp_path / "base")
+    turns = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "By the river."},
+    ]
+    (tmp_path / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 40)
+    seen = []
+
+    made = pretrain(
+        Sources(tmp_path / "chat.jsonl", held_out=corpus, base=base.model),
+        make_recipe(tokens=128 * 2, matrix_rate=1e-9, embedding_rate=1e-9),
+        tmp_path / "run",
+        hooks=Hooks(on_progress=seen.append),
+    )
+
+    assert made.outcome.bits_per_byte < 1.2 * base.outcome.bits_per_byte
+    chat = load_trained(made.model).tokenizer
+    assert [chat.token_bytes(token) for token in chat.eos_ids] == [b"", b""]
+    assert chat.encode("<|im_end|>")[0] == chat.eos_ids[0]
+
+
+def test_a_model_of_other_sizes_is_not_gone_on_with(
+    trained, corpus, tmp_path, make_recipe, make_model
+):
+    with pytest.raises(InvalidError, match="has other sizes than tiny"):
+        pretrain(
+            Sources(corpus, base=trained), make_recipe(model=make_model(layers=1)), tmp_path / "b"
+        )
+
+
 @pytest.fixture
 def trained(corpus, tmp_path, make_recipe):
     return pretrain(Sources(corpus), make_recipe(tokens=128), tmp_path).model
