@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from bench.plain_gpt import PlainGpt, step
 from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.optimiser import Optimisers
+from soma_agents.pretraining.planning import plan
 from soma_agents.pretraining.recipe import V1, parameters
 
 TARGET = 2.0
@@ -93,6 +94,7 @@ def measure(batch_tokens: int, rounds: int) -> dict[str, object]:
         "parameters": parameters(recipe.model),
         "peer_parameters": sum(weight.numel() for weight in peer.parameters()),
         "batch_tokens": tokens,
+        "planned_tokens_per_s": round(plan(recipe).tokens_per_second),
         "gflops_bf16": round(matrix_rate(torch.bfloat16)),
         "gflops_fp32": round(matrix_rate(torch.float32)),
     }

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -81,7 +82,7 @@ def pretrain(
         from soma_agents.pretraining.artifact import load_weights
 
         recipe = recipe.but(model=load_weights(base)[0])
-    planning.require(recipe)
+    planned = planning.require(recipe)
     shown: AbstractContextManager[Any] = nullcontext(run.Hooks()) if json else _Bar()
     with shown as hooks:
         made = run.pretrain(
@@ -91,30 +92,35 @@ def pretrain(
             hooks=hooks,
             max_seconds=minutes * 60,
         )
+    told = _told(made, planned)
+    if json:
+        print_json(told)
+        return
+    bits = told["bits_per_byte"]
+    judged = "no text held out" if bits is None else f"{bits:.4f} bits a byte held out"
+    print(
+        f"{told['parameters']:,} parameters, {told['ended']} after {told['tokens']:,} tokens in "
+        f"{told['seconds']:.0f} s: {told['train_loss']:.3f} nats a token in training, {judged}\n"
+        f'soma generate "Once upon a time" --model {made.model}'
+    )
+
+
+def _told(made: Any, planned: Any) -> dict[str, Any]:
+    """What came of a run, beside what was planned."""
     outcome = made.outcome
-    result = {
+    return {
         "model": str(made.model),
         "parameters": made.parameters,
         "ended": outcome.ended,
         "steps": outcome.step,
         "tokens": outcome.tokens,
         "seconds": round(outcome.seconds, 1),
+        "planned_seconds": round(planned.seconds, 1),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "planned_bytes": planned.memory,
         "train_loss": round(outcome.loss, 4),
         "bits_per_byte": None if math.isnan(outcome.bits_per_byte) else outcome.bits_per_byte,
     }
-    if json:
-        print_json(result)
-        return
-    judged = (
-        "no text held out"
-        if math.isnan(outcome.bits_per_byte)
-        else (f"{outcome.bits_per_byte:.4f} bits a byte held out")
-    )
-    print(
-        f"{made.parameters:,} parameters, {outcome.ended} after {outcome.tokens:,} tokens in "
-        f"{outcome.seconds:.0f} s: {outcome.loss:.3f} nats a token in training, {judged}\n"
-        f'soma generate "Once upon a time" --model {made.model}'
-    )
 
 
 def _recipe(preset: str, depth: int | None, **changes: Any) -> Any:
