@@ -6,14 +6,18 @@ three. Everything works on bfloat16 or float32 alike, sums run in float32. The p
 they equal are in `language.transformer`; the tests compare values and gradients.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-QUERIES = 256
+QUERIES = 128
 """Rows of an attention block: a causal row of blocks leaves out what lies above the diagonal."""
+
+ALIGNED = 32
+"""A block's keys begin at a multiple of it."""
 
 ROWS = 512
 """Rows of logits alive at a time."""
@@ -70,42 +74,56 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        B, G, R, T, D = q.shape
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        B, G, R, _, D = q.shape
         y = torch.empty_like(q)
         weights: list[Tensor] = []
-        for start in range(0, T, QUERIES):
-            end = min(T, start + QUERIES)
+        for start, end, first in _blocks(q.shape[3], window):
             rows = q[:, :, :, start:end].reshape(B, G, -1, D)
-            scores = (rows @ k[:, :, :end].transpose(-1, -2)).view(B, G, R, end - start, end)
-            above = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
-            scores[..., start:].masked_fill_(above, -torch.inf)
+            scores = (rows @ k[:, :, first:end].transpose(-1, -2)).view(B, G, R, end - start, -1)
+            _hide(scores, start - first, window)
             weight = scores.softmax(-1)
-            y[:, :, :, start:end] = (weight.view(B, G, -1, end) @ v[:, :, :end]).view(
-                B, G, R, end - start, D
-            )
+            seen = weight.view(B, G, -1, end - first) @ v[:, :, first:end]
+            y[:, :, :, start:end] = seen.view(B, G, R, end - start, D)
             weights.append(weight)
+        ctx.window = window
         ctx.save_for_backward(q, k, v, *weights)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *weights = ctx.saved_tensors
         (g,) = upstream
         B, G, R, T, D = q.shape
         gq = torch.empty_like(q)
         gk, gv = torch.zeros_like(k), torch.zeros_like(v)
-        for start, weight in zip(range(0, T, QUERIES), weights, strict=True):
-            end = min(T, start + QUERIES)
+        for (start, end, first), weight in zip(_blocks(T, ctx.window), weights, strict=True):
             rows, up = (x[:, :, :, start:end].reshape(B, G, -1, D) for x in (q, g))
-            flat = weight.view(B, G, -1, end)
-            gv[:, :, :end] += flat.transpose(-1, -2) @ up
+            flat = weight.view(B, G, -1, end - first)
+            gv[:, :, first:end] += flat.transpose(-1, -2) @ up
             slope = torch._softmax_backward_data(  # noqa: SLF001 — the kernel behind softmax
-                up @ v[:, :, :end].transpose(-1, -2), flat, -1, flat.dtype
+                up @ v[:, :, first:end].transpose(-1, -2), flat, -1, flat.dtype
             )
-            gq[:, :, :, start:end] = (slope @ k[:, :, :end]).view(B, G, R, end - start, D)
-            gk[:, :, :end] += slope.transpose(-1, -2) @ rows
-        return gq, gk, gv
+            gq[:, :, :, start:end] = (slope @ k[:, :, first:end]).view(B, G, R, end - start, D)
+            gk[:, :, first:end] += slope.transpose(-1, -2) @ rows
+        return gq, gk, gv, None
+
+
+def _blocks(length: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """First and last row of each block of queries, and the first key that any of them sees."""
+    for start in range(0, length, QUERIES):
+        first = max(0, start - window + 1) if window else 0
+        yield start, min(length, start + QUERIES), first // ALIGNED * ALIGNED
+
+
+def _hide(scores: Tensor, past: int, window: int) -> None:
+    """Mask what rows must not see: later keys, and with a window those too long ago."""
+    rows = scores.shape[-2]
+    above = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu(1)
+    scores[..., past:].masked_fill_(above, -torch.inf)
+    if window and (old := past + rows - window) > 0:
+        long_ago = torch.ones(rows, old, dtype=torch.bool, device=scores.device)
+        scores[..., :old].masked_fill_(long_ago.tril(past - window), -torch.inf)
 
 
 class _GatedUnit(torch.autograd.Function):
@@ -190,11 +208,14 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotation.apply(x, cos, sin)  # pyright: ignore[reportReturnType]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal softmax(q kᵀ) v of q (B, H, T, D), scaled already, and k, v (B, G, T, D)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, window: int = 0) -> Tensor:
+    """Causal softmax(q kᵀ) v of q (B, H, T, D), scaled already, and k, v (B, G, T, D).
+
+    With a `window` each token sees so many, its own among them.
+    """
     B, H, T, D = q.shape
     G = k.shape[1]
-    y = _Attention.apply(q.view(B, G, H // G, T, D), k, v)
+    y = _Attention.apply(q.view(B, G, H // G, T, D), k, v, window)
     return y.view(B, H, T, D)  # pyright: ignore[reportOptionalMemberAccess]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from arbiters.errors import InvalidError
+from soma_agents.pretraining.kernels import QUERIES
 from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.optimiser import NEWTON_SCHULZ
 from soma_agents.pretraining.recipe import Recipe, parameters
@@ -142,18 +143,17 @@ def _activations(recipe: Recipe) -> int:
 
 
 def _seen(row: int) -> float:
-    """Share of a row that a token's scores are computed for, with blocks of 256 queries."""
-    blocks = max(1, row // 256)
+    """Share of a row that a token's scores are computed for, a block of queries at a time."""
+    blocks = max(1, row // QUERIES)
     return (blocks + 1) / (2 * blocks)
 
 
 def _step_seconds(recipe: Recipe, machine: Machine) -> float:
     """Seconds of one optimiser step."""
     model, tokens = recipe.model, recipe.rows * recipe.row
-    matrices = parameters(model) + 0
     scores = 2 * model.layers * model.heads * model.head_dim * recipe.row * _seen(recipe.row)
     again = 4 / 3 if recipe.recompute else 1.0
-    work = 2 * BACKWARD * again * tokens * (matrices + scores)
+    work = 2 * BACKWARD * again * tokens * (parameters(model) + scores)
     width = 4 if recipe.precision == "float32" else 2
     inner, qkv = model.site_shape("gate_up")[0], model.site_shape("qkv")[0]
     touched = model.layers * (
