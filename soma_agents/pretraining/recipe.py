@@ -134,7 +134,7 @@ SHOWCASE = Recipe(
     ),
     row=128,
     batch_tokens=2048,
-    tokens=2048 * 300,
+    tokens=2048 * 120,
     matrix_rate=0.02,
     embedding_rate=0.01,
     micro_rows=16,
