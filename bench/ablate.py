@@ -37,6 +37,7 @@ def variants(base: Recipe) -> dict[str, Recipe]:
         "a gate with silu instead of relu²": sized(gated=True, activation="silu"),
         "as many groups of keys as heads": sized(kv_heads=model.heads),
         "cosine instead of stable and decay": replace(base, schedule="cosine", floor=0.1),
+        "no windows": sized(window=0, global_every=0),
         "momentum 0.9 instead of 0.95": replace(base, momentum=0.9),
     }
 

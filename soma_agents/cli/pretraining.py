@@ -33,7 +33,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Of weights and order."
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens at most.")]
 Prompt = Annotated[str, typer.Argument(help="Text to go on with.")]
-Model = Annotated[Path, typer.Option("--model", help="A folder that `soma pretrain` left.")]
+Model = Annotated[Path, typer.Option("--model", help="A file that `soma pretrain` left.")]
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 32
@@ -227,7 +227,7 @@ def curve(losses: list[float]) -> str:
 
 def generate(
     prompt: Prompt,
-    model: Model = Path("soma-lm/model"),
+    model: Model = Path("soma-lm/model.sou"),
     max_tokens: MaxTokens = 200,
     temperature: Temperature = 0.8,
     seed: Seed = None,
@@ -242,13 +242,13 @@ def generate(
 
 
 async def _generate(
-    prompt: str, folder: Path, sampling: Any, *, show: bool
+    prompt: str, file: Path, sampling: Any, *, show: bool
 ) -> tuple[str, dict[str, Any]]:
     from soma_agents.language.engine import Engine
+    from soma_agents.language.model import load_model
     from soma_agents.language.requests import GenerationRequest, Piece
-    from soma_agents.pretraining.artifact import load_trained
 
-    model = load_trained(folder)
+    model = load_model(str(file))
     ids = model.tokenizer.encode(prompt) or list(model.tokenizer.eos_ids)
     engine = Engine(model, slots=1)
     engine.start()

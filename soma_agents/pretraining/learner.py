@@ -7,6 +7,7 @@ each part was worth.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from arbiters.errors import InvalidError
-from soma_agents.language.transformer import SITES, Transformer
+from soma_agents.language.architecture import SITES, TransformerConfig
+from soma_agents.language.transformer import Transformer
 from soma_agents.pretraining.kernels import (
     attention,
     cross_entropy,
@@ -45,11 +47,7 @@ class Learner(nn.Module):
         """
         super().__init__()
         config = recipe.model
-        if config.gated != (config.activation == "silu"):
-            raise InvalidError(
-                f"activation {config.activation!r} with gated = {config.gated!r} cannot be learnt; "
-                "use 'silu' with a gate, or 'relu2' without"
-            )
+        _require_learnable(config)
         self.config = config
         self.dtype: torch.dtype = getattr(torch, recipe.precision)
         self._recipe = recipe
@@ -168,12 +166,13 @@ class Learner(nn.Module):
 
     def _block(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor]) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        x = x + self._attend(norm(x, self.config.norm_eps), layer, turn)
+        window = self.config.window if self.config.local(layer) else 0
+        x = x + self._attend(norm(x, self.config.norm_eps), layer, turn, window)
         activate = gated_unit if self.config.gated else squared_relu
         inner = activate(self._project(norm(x, self.config.norm_eps), layer, "gate_up"))
         return x + self._project(inner, layer, "down")
 
-    def _attend(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor]) -> Tensor:
+    def _attend(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor], window: int) -> Tensor:
         B, T, _ = x.shape
         H, G, D = self.config.heads, self.config.kv_heads, self.config.head_dim
         heads = self._project(x, layer, "qkv").view(B, T, -1, D)
@@ -184,7 +183,8 @@ class Learner(nn.Module):
         q = rotated(q, cos * D**-0.5, sin * D**-0.5)  # attention wants its queries scaled
         k = rotated(k, cos, sin)
         v = heads[:, :, H + G :].transpose(1, 2).contiguous()
-        return self._project(attention(q, k, v).transpose(1, 2).reshape(B, T, -1), layer, "out")
+        y = attention(q, k, v, window).transpose(1, 2).reshape(B, T, -1)
+        return self._project(y, layer, "out")
 
     def _project(self, x: Tensor, layer: int, site: str) -> Tensor:
         return F.linear(x, self._work[f"{MATRICES}{layer}-{site}"])
@@ -235,3 +235,19 @@ class Learner(nn.Module):
         """The same model as serving knows it."""
         weights: Mapping[str, Tensor] = self.exported()
         return Transformer.from_weights(self.config, {n: w.to(dtype) for n, w in weights.items()})
+
+
+def _require_learnable(config: TransformerConfig) -> None:
+    """Refuse what serving knows and the learner does not."""
+    if config.gated != (config.activation == "silu"):
+        raise InvalidError(
+            f"activation {config.activation!r} with gated = {config.gated!r} cannot be learnt; "
+            "use 'silu' with a gate, or 'relu2' without"
+        )
+    plain = replace(
+        config, activation="silu", gated=True, head_norm=False, window=0, global_every=0
+    )
+    if beyond := plain.beyond_llama():
+        raise InvalidError(f"a model with {beyond} can be served, not learnt from nothing")
+    if not config.tied_embeddings:
+        raise InvalidError("tied_embeddings = False cannot be learnt; the table is the head")

@@ -12,7 +12,7 @@ import ray.train
 import ray.train.torch
 
 from soma_agents.pretraining.recipe import Recipe
-from soma_agents.pretraining.run import Hooks, Sources, learn, prepare
+from soma_agents.pretraining.run import MODEL, Hooks, Sources, learn, prepare
 from soma_agents.training.ray_train import MAX_FAILURES, GlooWorkers
 
 CPU_SHARE = 0.1
@@ -22,7 +22,7 @@ CPU_SHARE = 0.1
 def pretrain_with_ray(
     sources: Sources, recipe: Recipe, directory: Path, *, workers: int, threads: int = 1
 ) -> Path:
-    """Learn on `workers` workers with so many threads each; the model's folder.
+    """Learn on `workers` workers with so many threads each; the model's file.
 
     A worker that dies is started again with the others, and they go on from the newest checkpoint.
 
@@ -53,7 +53,7 @@ def pretrain_with_ray(
         ),
     )
     trainer.fit()
-    return directory / "model"
+    return directory / MODEL
 
 
 def work(config: dict[str, Any]) -> None:

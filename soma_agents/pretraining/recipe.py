@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from arbiters.errors import InvalidError
-from soma_agents.language.transformer import SITES, TransformerConfig
+from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.training.schedules import CURVES
 
 Precision = Literal["bfloat16", "float32"]
@@ -100,7 +100,7 @@ class Recipe:
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Recipe":
         """What `facts` gave."""
-        model = TransformerConfig(**facts["model"])
+        model = TransformerConfig(**(facts["model"] | {"biases": tuple(facts["model"]["biases"])}))
         rest = {"model": model, "objectives": tuple(facts["objectives"])}
         return cls(**(dict(facts) | rest))
 
@@ -156,6 +156,8 @@ V1 = Recipe(
         activation="relu2",
         gated=False,
         head_norm=True,
+        window=256,
+        global_every=4,
     ),
     row=1024,
     batch_tokens=16_384,

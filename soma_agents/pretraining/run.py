@@ -1,4 +1,4 @@
-"""A whole run: vocabulary, packed corpus, learning, judging, and the model's folder."""
+"""A whole run: vocabulary, packed corpus, learning, judging, and the model's file."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from arbiters.errors import InvalidError
-from soma_agents.pretraining.artifact import TOKENIZER, load_weights, save_model
+from soma_agents.pretraining.artifact import load_weights, save_model
 from soma_agents.pretraining.loop import EVALUATED, Outcome, Progress, fit
 from soma_agents.pretraining.packed import Packed, pack
 from soma_agents.pretraining.readers import files_of, read
@@ -19,7 +19,7 @@ from soma_agents.pretraining.vocabulary import Vocabulary
 from soma_agents.storage.files import make_directory, write_atomic
 from soma_agents.training.loop import Workers
 
-METRICS, TOKENS, MODEL = "metrics.jsonl", "tokens", "model"
+TOKENIZER, TOKENS, METRICS, MODEL = "tokenizer.json", "tokens", "metrics.jsonl", "model.sou"
 
 _log = structlog.get_logger(__name__)
 
@@ -33,12 +33,12 @@ class Sources:
     tokenizer: Path | None = None
     """A vocabulary to use instead of learning one."""
     base: Path | None = None
-    """A trained model's folder to begin with, instead of random weights; its vocabulary is used."""
+    """A trained model's `.sou` file to begin with, instead of random weights; its vocabulary is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """A finished run: the folder of the model, and how it went."""
+    """A finished run: the file of the model, and how it went."""
 
     model: Path
     outcome: Outcome
@@ -115,9 +115,12 @@ def learn(
     )
     if not first:
         return Pretrained(directory / MODEL, outcome, parameters(recipe.model))
-    facts = _facts(recipe, packed, outcome)
+    lineage = {
+        "name": f"soma-lm-{recipe.name}",
+        "lineage": json.dumps(_facts(recipe, packed, outcome)),
+    }
     model = save_model(
-        directory / MODEL, recipe.model, outcome.learner.exported(), vocabulary, facts
+        directory / MODEL, recipe.model, outcome.learner.exported(), vocabulary, lineage
     )
     return Pretrained(model, outcome, parameters(recipe.model))
 
@@ -130,7 +133,7 @@ def vocabulary_of(sources: Sources, recipe: Recipe, directory: Path) -> Vocabula
     """
     kept = directory / TOKENIZER
     if sources.base is not None:
-        vocabulary = Vocabulary.load(sources.base / TOKENIZER)
+        vocabulary = load_weights(sources.base)[2]
     elif sources.tokenizer is not None:
         vocabulary = Vocabulary.load(sources.tokenizer)
     elif kept.is_file():
@@ -189,9 +192,8 @@ def _without_nan(record: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def _facts(recipe: Recipe, packed: Packed, outcome: Outcome) -> dict[str, object]:
-    """The lineage that the model's manifest tells."""
+    """The lineage that the model's file tells."""
     return {
-        "name": f"soma-lm-{recipe.name}",
         "recipe": recipe.facts(),
         "parameters": parameters(recipe.model),
         "corpus": packed.identity,

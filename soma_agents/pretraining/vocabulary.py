@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arbiters.errors import CorruptError, InvalidError, NotFoundError
-from soma_agents.language.tokenizer import ALPHABET, CONTROL, ChatTokenizer
+from soma_agents.language.tokenizer import ALPHABET, ChatTokenizer
 
 END, TURN, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END, TURN, TURN_END)
@@ -42,7 +42,6 @@ class Vocabulary:
             content = json.loads(source)
             self._control = {t["content"]: t["id"] for t in content["added_tokens"]}
             self._words: dict[str, int] = content["model"]["vocab"]
-            self._merges = content["model"]["merges"]
             self.end: int = self._control[END]
             self.turn_end: int = self._control[TURN_END]
         except Exception as error:  # noqa: BLE001 — tokenizers raises it plain
@@ -109,23 +108,16 @@ class Vocabulary:
         """(V,) bytes of text that each token stands for; the special ones stand for none."""
         return np.array([0 if t in self._control else len(t) for t in self.tokens()])
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a reply: that of a turn, that of a document."""
+        return (self.turn_end, self.end)
+
     def chat(self) -> ChatTokenizer:
-        """The same as the engine knows it: a reply ends with its turn, or with the document."""
-        tokens = self.tokens()
-        made = ChatTokenizer(
-            {
-                "tokenizer.ggml.tokens": tokens,
-                "tokenizer.ggml.token_type": [CONTROL if t in self._control else 1 for t in tokens],
-                "tokenizer.ggml.merges": [
-                    merge if isinstance(merge, str) else " ".join(merge) for merge in self._merges
-                ],
-                "tokenizer.ggml.pre": "gpt-2",
-                "tokenizer.ggml.eos_token_id": self.end,
-                "tokenizer.chat_template": TEMPLATE,
-            }
+        """The same as the engine knows it."""
+        return ChatTokenizer.from_json(
+            self.source, template=TEMPLATE, eos_ids=self.ends, most_tokens=self.size
         )
-        made.eos_ids = (self.turn_end, self.end)
-        return made
 
 
 def _words_of_gpt2() -> Any:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from soma_agents.language.transformer import TransformerConfig
+from soma_agents.language.architecture import TransformerConfig
 from soma_agents.pretraining.recipe import Recipe
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from arbiters.errors import InvalidError
 from soma_agents.pretraining.learner import Learner
 
 
@@ -14,7 +15,13 @@ def awake(learner):
     return learner
 
 
-OTHER = {"activation": "relu2", "gated": False, "head_norm": True}
+OTHER = {
+    "activation": "relu2",
+    "gated": False,
+    "head_norm": True,
+    "window": 50,
+    "global_every": 2,
+}
 
 
 @pytest.fixture(params=[{}, OTHER], ids=["llama", "v1"])
@@ -87,3 +94,16 @@ def test_it_can_be_looked_at_without_memory_for_it(make_recipe, make_model):
 
     assert vast.size > 10_000_000
     assert vast.embedding.is_meta
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"activation": "gelu"}, "activation 'gelu' with gated = True cannot be learnt"),
+        ({"post_norm": True}, "post_norm=True can be served, not learnt"),
+        ({"tied_embeddings": False}, "the table is the head"),
+    ],
+)
+def test_what_only_serving_knows_is_refused(changes, said, make_recipe, make_model):
+    with pytest.raises(InvalidError, match=said):
+        Learner(make_recipe(model=make_model(**changes)))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from soma_agents.pretraining.artifact import load_trained
+from soma_agents.language.sou.checkpoint import SouCheckpoint
 from soma_agents.pretraining.run import Sources, pretrain
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -18,7 +18,7 @@ def test_two_workers_learn_what_one_process_learns(tmp_path, prose, make_recipe)
     together = pretrain_with_ray(sources, make_recipe(), tmp_path / "together", workers=2)
     alone = pretrain(sources, make_recipe(), tmp_path / "alone")
 
-    facts = json.loads((together / "manifest.json").read_text())
+    facts = json.loads(SouCheckpoint(together).file.directory.metadata["lineage"])
     assert facts["steps"] == alone.outcome.step
     assert facts["bits_per_byte"] == pytest.approx(alone.outcome.bits_per_byte, rel=1e-3)
-    assert load_trained(together).config == load_trained(alone.model).config
+    assert SouCheckpoint(together).config == SouCheckpoint(alone.model).config

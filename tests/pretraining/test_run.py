@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from arbiters.errors import CorruptError, InvalidError, NotFoundError
+from arbiters.errors import InvalidError, NotFoundError
 from soma_agents.language.engine import Engine
+from soma_agents.language.model import load_model
 from soma_agents.language.requests import GenerationRequest, Piece
 from soma_agents.language.sampling import Sampling
+from soma_agents.language.sou.checkpoint import SouCheckpoint
 from soma_agents.pretraining import loop
-from soma_agents.pretraining.artifact import load_trained
 from soma_agents.pretraining.loop import fit
 from soma_agents.pretraining.packed import Packed
+from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.run import METRICS, Hooks, Sources, pretrain
 from soma_agents.pretraining.structure import plain_traits
 from soma_agents.training.loop import DivergedError
@@ -54,15 +56,16 @@ def test_text_becomes_a_model_that_the_engine_goes_on_with(corpus, tmp_path, mak
     assert made.outcome.bits_per_byte < 3
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 41))
-    manifest = json.loads((made.model / "manifest.json").read_text())
-    assert manifest["tokens"] == 128 * 40
-    assert manifest["bits_per_byte"] == pytest.approx(made.outcome.bits_per_byte)
-    assert load_trained(made.model).id.startswith("base-")
+    lineage = json.loads(SouCheckpoint(made.model).file.directory.metadata["lineage"])
+    assert lineage["tokens"] == 128 * 40
+    assert lineage["bits_per_byte"] == pytest.approx(made.outcome.bits_per_byte)
+    assert Recipe.of(lineage["recipe"]) == make_recipe(tokens=128 * 40)
+    assert load_model(str(made.model)).id.startswith("base-")
 
 
 async def test_the_model_speaks_its_corpus_back(corpus, prose, tmp_path, make_recipe):
     made = pretrain(Sources(corpus), make_recipe(tokens=128 * 60), tmp_path)
-    model = load_trained(made.model, dtype=torch.float32)
+    model = load_model(str(made.model), dtype=torch.float32)
     engine = Engine(model, slots=1, threads=1)
     engine.start()
 
@@ -208,7 +211,7 @@ def test_a_trained_model_goes_on_with_another_corpus(corpus, tmp_path, make_reci
     )
 
     assert made.outcome.bits_per_byte < 1.2 * base.outcome.bits_per_byte
-    chat = load_trained(made.model).tokenizer
+    chat = load_model(str(made.model)).tokenizer
     assert [chat.token_bytes(token) for token in chat.eos_ids] == [b"", b""]
     assert chat.encode("<|im_end|>")[0] == chat.eos_ids[0]
 
@@ -227,43 +230,11 @@ def trained(corpus, tmp_path, make_recipe):
     return pretrain(Sources(corpus), make_recipe(tokens=128), tmp_path).model
 
 
-def reseal(folder):
-    """A whole folder again, of files that do not fit each other."""
-    from soma_agents.storage.files import write_manifest
+def test_a_base_that_is_not_there_or_is_damaged_is_refused(trained, corpus, tmp_path, make_recipe):
+    cut = tmp_path / "cut.sou"
+    cut.write_bytes(trained.read_bytes()[:-100])
 
-    (folder / "manifest.json").unlink()
-    write_manifest(folder, {})
-
-
-def test_a_vocabulary_of_another_model_is_refused(
-    trained, tmp_path, make_recipe, make_model, corpus
-):
-    other = make_recipe(tokens=128, model=make_model(vocab_size=310))
-    stranger = pretrain(Sources(corpus), other, tmp_path / "other").model
-    (trained / "tokenizer.json").write_bytes((stranger / "tokenizer.json").read_bytes())
-    reseal(trained)
-
-    with pytest.raises(CorruptError, match="310 tokens, the weights 300"):
-        load_trained(trained)
-
-
-def test_a_cut_file_is_found_out(trained):
-    file = trained / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-    with pytest.raises(CorruptError):
-        load_trained(trained)
-
-
-def test_a_cut_file_is_refused_even_if_sealed(trained):
-    file = trained / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    reseal(trained)
-
-    with pytest.raises(CorruptError, match="holds no whole model"):
-        load_trained(trained)
-
-
-def test_a_folder_without_a_model_is_said_to_have_none(tmp_path):
-    with pytest.raises(NotFoundError, match="soma pretrain"):
-        load_trained(tmp_path)
+    with pytest.raises(NotFoundError):
+        pretrain(Sources(corpus, base=tmp_path / "none.sou"), make_recipe(), tmp_path / "a")
+    with pytest.raises(InvalidError, match=r"cut\.sou"):
+        pretrain(Sources(corpus, base=cut), make_recipe(), tmp_path / "b")
