@@ -71,6 +71,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--judged", type=int, default=65_536, help="held-out tokens")
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
     small = replace(
@@ -88,7 +89,7 @@ if __name__ == "__main__":
     )
     home = Path(tempfile.gettempdir()) / "soma-bench-ablate"
     home.mkdir(exist_ok=True)
-    found = measure(recipe, material(recipe, home), options.seeds, options.only)
+    found = measure(recipe, material(recipe, home, options.judged), options.seeds, options.only)
     print("| variant | bits a byte | saves | from | to |\n|---|---|---|---|---|")
     for name, row in found.items():
         print(f"| {name} | " + " | ".join(f"{value:.4f}" for value in row.values()) + " |")

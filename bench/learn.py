@@ -30,8 +30,6 @@ from soma_agents.training.loop import Alone
 from soma_agents.training.schedules import share
 
 TARGET_TOKENS, TARGET_TIME = 0.03, 0.08
-JUDGED = 65_536
-"""Held-out tokens that both are judged by."""
 PEER_RATE = 1e-3
 """The peer's learning rate; see docs/log.md for how it and ours were chosen."""
 BYTES_PER_TOKEN = 4.5
@@ -44,10 +42,11 @@ class Material:
 
     packed: Packed
     traits: Traits
-    folder: Path
+    judged: int
+    """Held-out tokens that both are judged by."""
 
 
-def material(recipe: Recipe, folder: Path) -> Material:
+def material(recipe: Recipe, folder: Path, judged: int) -> Material:
     """Enough of the corpus for the run, as tokens, kept for the next one."""
     wanted = int(recipe.tokens * 2 * BYTES_PER_TOKEN) + 4_000_000
     for name, source, size in (
@@ -60,7 +59,7 @@ def material(recipe: Recipe, folder: Path) -> Material:
         file.write_text("".join(lines))
     sources = Sources(folder / "train.jsonl", folder / "held-out.jsonl")
     vocabulary: Vocabulary = vocabulary_of(sources, recipe, folder)
-    return Material(pack_corpus(sources, vocabulary, folder), traits_of(vocabulary), folder)
+    return Material(pack_corpus(sources, vocabulary, folder), traits_of(vocabulary), judged)
 
 
 def soma(recipe: Recipe, data: Material) -> tuple[float, float]:
@@ -78,7 +77,7 @@ def soma(recipe: Recipe, data: Material) -> tuple[float, float]:
         for _ in range(recipe.steps):
             run.advance()
         seconds = time.perf_counter() - started
-        return run.bits_per_byte(JUDGED), seconds
+        return run.bits_per_byte(data.judged), seconds
 
 
 def plain(recipe: Recipe, data: Material, rate: float) -> tuple[float, float]:
@@ -119,7 +118,7 @@ def tokens_of(part: npt.NDArray[np.unsignedinteger], rows: list[int], size: int)
 @torch.no_grad()
 def judge(model: PlainGpt, data: Material, recipe: Recipe) -> float:
     """Bits per byte of the rows that `Run.bits_per_byte` looks at."""
-    rows = min(rows_of(data.packed.held_out, recipe.row), JUDGED // recipe.row)
+    rows = min(rows_of(data.packed.held_out, recipe.row), data.judged // recipe.row)
     lengths = data.traits.lengths
     nats, size = 0.0, 0
     for row in range(rows):
@@ -181,6 +180,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=5_000_000)
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--layers", type=int, default=V1.model.layers, help="fewer, to try")
+    parser.add_argument("--judged", type=int, default=65_536, help="held-out tokens")
     parser.add_argument("--tune", choices=("peer", "ours"))
     options = parser.parse_args()
     chosen = replace(
@@ -191,7 +191,7 @@ if __name__ == "__main__":
     )
     home = Path(tempfile.gettempdir()) / f"soma-bench-learn-{options.tokens}"
     home.mkdir(exist_ok=True)
-    ready = material(chosen, home)
+    ready = material(chosen, home, options.judged)
     if options.tune:
         tune(chosen, ready, options.tune)
     else:
