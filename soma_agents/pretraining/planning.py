@@ -7,6 +7,7 @@ moves bytes, measured for a second. `bench.train` and docs/log.md say how far of
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -186,12 +187,12 @@ def measured(precision: str) -> Machine:
     return Machine(products, passes, psutil.virtual_memory().available, os.cpu_count() or 1)
 
 
-def _best(work: object) -> float:
+def _best(work: Callable[[], object]) -> float:
     least = math.inf
     until = time.perf_counter() + 0.4
     while time.perf_counter() < until:
         started = time.perf_counter()
-        work()  # pyright: ignore[reportCallIssue]
+        work()
         least = min(least, time.perf_counter() - started)
     return least
 
