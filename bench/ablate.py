@@ -5,6 +5,11 @@ tokens, same order; a part's figure is the mean, over the seeds, of the bits per
 Prints one JSON line last, and before it the table as docs/log.md has it.
 """
 
+import os
+
+# Waiting OpenMP workers must sleep soon, or they take the core from whoever works.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 import argparse
 import json
 import statistics

@@ -6,6 +6,11 @@ read the same rows in the same order. `--tune peer` or `ours` tries
 learning rates instead.
 """
 
+import os
+
+# Waiting OpenMP workers must sleep soon, or they take the core from whoever works.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 import argparse
 import json
 import math

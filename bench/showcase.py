@@ -5,6 +5,11 @@ in training, with a vocabulary of 576 tokens as there; here smoothed over some f
 reader should look at is the bits per byte of 100 sentences that were not trained on.
 """
 
+import os
+
+# Waiting OpenMP workers must sleep soon, or they take the core from whoever works.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 import json
 import re
 import tempfile

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -65,6 +66,8 @@ def pretrain(
     json: Json = False,
 ) -> None:
     """Learn a vocabulary and a model from a corpus; interrupted, the same command goes on."""
+    # Before torch is loaded: idle OpenMP workers that spin would take a core from who works.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from soma_agents.pretraining import planning, run
 
     recipe = _recipe(
