@@ -1,6 +1,6 @@
 """What each part that is SOMA's own, and each borrowed one, is worth: with and without.
 
-`python -m bench.ablate [--tokens 200000] [--seeds 3] [--layers 4] [--only NAME …]`. Same text, same
+`python -m bench.ablate [--tokens 200000] [--seeds 3] [--only NAME …]`. Same text, same
 tokens, same order; a part's figure is the mean, over the seeds, of the bits per byte that it saves.
 Prints one JSON line last, and before it the table as docs/log.md has it.
 """
@@ -18,11 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.learn import Material, material, soma
-from soma_agents.pretraining.recipe import V1, Recipe
-
-VOCABULARY = 4096
-"""A small one: the parts are compared at sizes that take minutes."""
+from bench.learn import Material, material, small, soma
+from soma_agents.pretraining.recipe import Recipe
 
 
 def variants(base: Recipe) -> dict[str, Recipe]:
@@ -74,25 +71,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--judged", type=int, default=65_536, help="held-out tokens")
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
-    small = replace(
-        V1.model,
-        layers=options.layers,
-        d_model=options.width,
-        d_ff=4 * options.width,
-        heads=options.width // 64,
-        kv_heads=1,
-        vocab_size=VOCABULARY,
-        context=512,
-    )
-    recipe = replace(
-        V1, model=small, row=512, batch_tokens=4096, tokens=options.tokens, micro_rows=8
-    )
-    home = Path(tempfile.gettempdir()) / "soma-bench-ablate"
+    recipe = small(options.tokens)
+    home = Path(tempfile.gettempdir()) / f"soma-bench-ablate-{options.tokens}"
     home.mkdir(exist_ok=True)
     found = measure(recipe, material(recipe, home, options.judged), options.seeds, options.only)
     print("| variant | bits a byte | saves | from | to |\n|---|---|---|---|---|")
