@@ -87,7 +87,7 @@ def prepare(sources: Sources, recipe: Recipe, directory: Path, hooks: Hooks) -> 
     hooks.on_phase("vocabulary")
     vocabulary = vocabulary_of(sources, recipe, directory)
     hooks.on_phase("packing")
-    pack_corpus(sources, vocabulary, directory)
+    pack_corpus(sources, vocabulary, directory, lambda done: hooks.on_phase(f"packed {done}"))
 
 
 def learn(
@@ -151,11 +151,16 @@ def vocabulary_of(sources: Sources, recipe: Recipe, directory: Path) -> Vocabula
     return vocabulary
 
 
-def pack_corpus(sources: Sources, vocabulary: Vocabulary, directory: Path) -> Packed:
-    """The corpus as token ids in the run's folder."""
+def pack_corpus(
+    sources: Sources,
+    vocabulary: Vocabulary,
+    directory: Path,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Packed:
+    """The corpus as token ids in the run's folder; `on_progress` hears how many files are done."""
     held_out = [] if sources.held_out is None else files_of(sources.held_out)
     corpus = [file for file in files_of(sources.corpus) if file not in held_out]
-    return pack(corpus, vocabulary, directory / TOKENS, held_out=held_out)
+    return pack(corpus, vocabulary, directory / TOKENS, held_out=held_out, on_progress=on_progress)
 
 
 def _recorder(file: Path, also: Callable[[Progress], None]) -> Callable[[Progress], None]:
