@@ -135,6 +135,8 @@ class Run:
         self.learner = Learner(recipe, traits)
         self._optimisers = Optimisers(self.learner, recipe)
         self._state = _State()
+        self._whole = True
+        """False while an optimiser step has been taken in part."""
         self._best: dict[str, Tensor] = {}
         facts = json.dumps([recipe.facts(), packed.identity], sort_keys=True)
         self._checkpoints = Checkpoints(
@@ -177,7 +179,8 @@ class Run:
                 if time.perf_counter() - self._saved_at >= CHECKPOINT_EVERY_S:
                     self._save()
         except (DivergedError, KeyboardInterrupt):
-            self._save()  # nothing broken has been taken in: these weights are good
+            if self._whole:  # nothing broken has been taken in: these weights are good
+                self._save()
             raise
         return "finished"
 
@@ -199,10 +202,12 @@ class Run:
         self._workers.sum([*(p.grad for p in parameters if p.grad is not None), loss])
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
         self._check(float(loss), float(norm), rows)
+        self._whole = False
         rate = self._optimisers.step(step)
         before = self._state.loss
         shown = float(loss) if math.isnan(before) else RECENT * before + (1 - RECENT) * float(loss)
         self._state = replace(self._state, step=step + 1, loss=shown)
+        self._whole = True
         speed = recipe.rows * recipe.row / (time.perf_counter() - started)
         self._speed = RECENT * self._speed + (1 - RECENT) * speed if self._speed else speed
         bits = None

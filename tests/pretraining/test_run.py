@@ -102,6 +102,27 @@ def test_an_interrupted_run_ends_as_one_that_was_not(packed, tmp_path, make_reci
     assert torch.equal(weights(whole.learner), weights(parts.learner))
 
 
+def test_a_step_that_was_cut_in_half_is_not_kept(packed, tmp_path, make_recipe, monkeypatch):
+    recipe = make_recipe()
+    whole = fit(recipe, packed, TRAITS, directory=tmp_path / "whole")
+    real = torch.optim.AdamW.step
+    taken = []
+
+    def interrupt(self, *arguments):
+        taken.append(1)
+        if len(taken) == 5:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, packed, TRAITS, directory=tmp_path / "parts")
+    parts = fit(recipe, packed, TRAITS, directory=tmp_path / "parts")
+
+    assert torch.equal(weights(whole.learner), weights(parts.learner))
+
+
 def test_a_run_stops_at_its_deadline_and_goes_on_from_there(packed, tmp_path, make_recipe):
     stopped = fit(make_recipe(), packed, TRAITS, directory=tmp_path, max_seconds=0)
 
