@@ -193,7 +193,7 @@ def small(tokens: int) -> Recipe:
         context=512,
         window=128,
     )
-    return replace(V1, model=sizes, row=512, batch_tokens=4096, tokens=tokens, micro_rows=8)
+    return replace(V1, model=sizes, row=512, batch_tokens=2048, tokens=tokens)
 
 
 if __name__ == "__main__":
