@@ -141,10 +141,11 @@ class _Writer:
         self._flush(self._progress.place)
 
     def _encode(self) -> None:
+        end = np.uint32(self._vocabulary.end)
         for part, texts in self._waiting.items():
-            ids = [[*found, self._vocabulary.end] for found in self._vocabulary.encode(texts)]
+            ids = [np.append(self._vocabulary.encode(text), end) for text in texts]
             if ids:
-                self._append(part, np.concatenate([np.array(i, self._type) for i in ids]))
+                self._append(part, np.concatenate(ids))
             texts.clear()
         self._characters = 0
 

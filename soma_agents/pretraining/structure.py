@@ -24,7 +24,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from soma_agents.language.tokenizer import ALPHABET
 from soma_agents.pretraining.vocabulary import SPECIAL, Vocabulary
 
 HASHES = 16
@@ -65,7 +64,7 @@ class Traits:
 
 def traits_of(vocabulary: Vocabulary) -> Traits:
     """Look at every token once."""
-    texts = [_text(token) for token in vocabulary.tokens()]
+    texts = vocabulary.texts()
     found = np.stack([_features(text) for text in texts])
 
     def flags(pattern: str) -> Tensor:
@@ -115,13 +114,6 @@ def sentence_distances(tokens: Tensor, traits: Traits) -> Tensor:
     at = torch.where(ends, numbers, width)
     following = at.flip(1).cummin(1).values.flip(1)
     return (following - numbers + 1).float().log2().floor().long().clamp_(max=DISTANCES - 1)
-
-
-def _text(token: str) -> str:
-    """A token's text; a byte that is no character of its own is U+FFFD."""
-    if token in SPECIAL:
-        return token
-    return bytes(ALPHABET[letter] for letter in token).decode(errors="replace")
 
 
 def _features(text: str) -> npt.NDArray[np.float32]:

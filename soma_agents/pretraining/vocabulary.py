@@ -1,20 +1,22 @@
-"""A byte-level BPE of one's own: learnt with `tokenizers`, kept as its tokenizer.json."""
+"""A byte-level BPE of one's own, with marks for the ends of documents and turns."""
 
-import itertools
-import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from arbiters.errors import CorruptError, InvalidError, NotFoundError
-from soma_agents.language.tokenizer import ALPHABET, ChatTokenizer
+from arbiters.errors import CorruptError
+from soma_agents.language.symbols.bpe import Bpe
+from soma_agents.language.symbols.pieces import Ids
+from soma_agents.language.tokenizer import ChatTokenizer
 
 END, TURN, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END, TURN, TURN_END)
 """The end of a document, and ChatML's marks; they have the last ids."""
+
+MARKS = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
 
 SAMPLE = 24_000_000
 """Characters that a vocabulary is learnt from: more changes few of its words."""
@@ -30,55 +32,26 @@ class Vocabulary:
     """Text → token ids, for packing a corpus.
 
     Raises:
-        CorruptError: `source` is no tokenizer.json of a byte-level BPE.
+        CorruptError: `source` is no tokenizer.json, or lacks the marks.
+        InvalidError: it is of another kind than byte-level BPE.
     """
 
     def __init__(self, source: str) -> None:
-        from tokenizers import Tokenizer
-
         self.source = source
-        try:
-            self._bpe = Tokenizer.from_str(source)
-            content = json.loads(source)
-            self._control = {t["content"]: t["id"] for t in content["added_tokens"]}
-            self._words: dict[str, int] = content["model"]["vocab"]
-            self.end: int = self._control[END]
-            self.turn_end: int = self._control[TURN_END]
-        except Exception as error:  # noqa: BLE001 — tokenizers raises it plain
-            raise CorruptError(
-                f"the vocabulary is no tokenizer.json of SOMA's: {error!r}"
-            ) from None
-        self.size = self._bpe.get_vocab_size()
+        self._bpe = Bpe(source)
+        if missing := [mark for mark in SPECIAL if mark not in self._bpe.special]:
+            raise CorruptError(f"the vocabulary has no {missing[0]!r}; use one that SOMA learnt")
+        self.size = self._bpe.vocab_size
+        self.end, self.turn_end = self._bpe.special[END], self._bpe.special[TURN_END]
 
     @classmethod
     def learn(cls, texts: Iterable[str], size: int) -> "Vocabulary":
-        """Learn `size` tokens, the special ones counted.
+        """Learn `size` tokens, the marks counted.
 
         Raises:
             InvalidError: `size` is below what bytes need, or more than the texts hold.
         """
-        from tokenizers import Tokenizer, decoders, models, trainers
-
-        least = len(ALPHABET) + len(SPECIAL)
-        if size < least:
-            raise InvalidError(f"vocabulary of {size!r} is too small; bytes alone need {least}")
-        bpe = Tokenizer(models.BPE(ignore_merges=True))
-        bpe.pre_tokenizer = _words_of_gpt2()
-        bpe.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=size - len(SPECIAL),
-            show_progress=False,
-            initial_alphabet=sorted(ALPHABET),
-            special_tokens=[],
-        )
-        bpe.train_from_iterator(_sample(texts), trainer)
-        if (found := bpe.get_vocab_size() + len(SPECIAL)) < size:
-            raise InvalidError(
-                f"vocabulary of {size!r} is more than this corpus supports: it gives {found}; "
-                f"use --vocab {found} or a smaller preset, or bring more text"
-            )
-        bpe.add_special_tokens(list(SPECIAL))
-        return cls(bpe.to_str())
+        return cls(Bpe.train(_sample(texts), size, SPECIAL).source)
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
@@ -86,27 +59,28 @@ class Vocabulary:
 
         Raises:
             NotFoundError: it is not there.
-            CorruptError: it is damaged.
+            CorruptError, InvalidError: as the class says.
         """
-        try:
-            return cls(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise NotFoundError(f"no vocabulary at {str(path)!r}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise CorruptError(f"vocabulary {str(path)!r} cannot be read: {error}") from None
+        return cls(Bpe.load(path).source)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text; the marks of a conversation in it become those tokens."""
-        return [e.ids for e in self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def encode(self, text: str) -> Ids:
+        """(N,) token ids; the marks of a conversation in it become those tokens."""
+        special = self._bpe.special
+        parts = [
+            np.array([special[part]], np.uint32) if part in special else self._bpe.encode(part)
+            for part in MARKS.split(text)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def tokens(self) -> list[str]:
-        """Tokens as they are written in the file, by id."""
-        named = {i: t for t, i in (self._words | self._control).items()}
-        return [named[i] for i in range(self.size)]
+    def texts(self) -> list[str]:
+        """What each token stands for, marks as they are written; broken UTF-8 is U+FFFD."""
+        return [piece.decode(errors="replace") for piece in self._bpe.pieces.tolist()]
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(V,) bytes of text that each token stands for; the special ones stand for none."""
-        return np.array([0 if t in self._control else len(t) for t in self.tokens()])
+        """(V,) bytes of text that each token stands for; marks stand for none."""
+        lengths = self._bpe.pieces.lengths.copy()
+        lengths[list(self._bpe.special.values())] = 0
+        return lengths
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -120,16 +94,9 @@ class Vocabulary:
         )
 
 
-def _words_of_gpt2() -> Any:
-    from tokenizers import pre_tokenizers
-
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
 def _sample(texts: Iterable[str]) -> Iterator[str]:
-    seen = itertools.count()
     total = 0
-    for text, _ in zip(texts, seen, strict=False):
+    for text in texts:
         if total >= SAMPLE:
             return
         total += len(text)

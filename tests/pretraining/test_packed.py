@@ -96,12 +96,12 @@ def test_packed_tokens_of_another_vocabulary_are_refused(tmp_path, vocabulary):
 
 
 def test_a_vocabulary_beyond_the_text_is_refused_with_what_it_gives():
-    with pytest.raises(InvalidError, match="vocabulary of 5000 is more than this corpus supports"):
+    with pytest.raises(InvalidError, match="vocabulary of 5000 is more than these texts hold"):
         Vocabulary.learn(["a few words", "and a few words more"], 5000)
 
 
 def test_a_vocabulary_below_the_bytes_is_refused():
-    with pytest.raises(InvalidError, match="bytes alone need 259"):
+    with pytest.raises(InvalidError, match="need 259"):
         Vocabulary.learn(["text"], 200)
 
 
@@ -114,14 +114,14 @@ def test_a_damaged_vocabulary_is_refused(tmp_path):
 
 def test_a_vocabulary_gives_every_text_back(vocabulary):
     text = "The fox 狐 \U0001f98a\u0301\r\n\tЖЖЖ <|im_start|>"
-    (ids,) = vocabulary.encode([text])
+    ids = vocabulary.encode(text).tolist()
 
     chat = vocabulary.chat()
 
     assert b"".join(chat.token_bytes(i) for i in ids).decode() == text.removesuffix("<|im_start|>")
     assert vocabulary.lengths()[ids].sum() == len(text.removesuffix("<|im_start|>").encode())
-    assert vocabulary.tokens()[-3:] == list(SPECIAL)
-    assert vocabulary.tokens()[vocabulary.end] == END
+    assert vocabulary.texts()[-3:] == list(SPECIAL)
+    assert vocabulary.texts()[vocabulary.end] == END
     assert chat.encode(text) == ids
 
 

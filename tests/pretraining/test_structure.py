@@ -19,7 +19,7 @@ def traits(vocabulary):
 
 
 def ids(vocabulary, text):
-    return torch.tensor(vocabulary.encode([text]))
+    return torch.from_numpy(vocabulary.encode(text).astype("int64"))[None]
 
 
 def test_every_token_has_its_features(vocabulary, traits):
@@ -36,7 +36,7 @@ def test_every_token_has_its_features(vocabulary, traits):
 
 def test_words_sentences_and_paragraphs_are_counted(vocabulary, traits):
     tokens = ids(vocabulary, "A fox. It sings.\n\nIt looks.")
-    text = [vocabulary.tokens()[t] for t in tokens[0]]
+    text = [vocabulary.texts()[t] for t in tokens[0]]
 
     found = places(tokens, traits)[0]
 
