@@ -35,6 +35,7 @@ def variants(base: Recipe) -> dict[str, Recipe]:
         "structure objective": replace(base, objectives=("structure",)),
         "hierarchy objective": replace(base, objectives=("hierarchy",)),
         "coherence objective": replace(base, objectives=("coherence",)),
+        "all three objectives": replace(base, objectives=("structure", "hierarchy", "coherence")),
         "no norm of queries and keys": sized(head_norm=False),
         "a gate with silu instead of relu²": sized(gated=True, activation="silu"),
         "as many groups of keys as heads": sized(kv_heads=model.heads),

@@ -1,6 +1,6 @@
 """What a token's text alone tells about it, and where it stands in words, sentences, paragraphs.
 
-`features` has a column for each of these, 0 or 1 unless said otherwise:
+`features` has a column for each of these, 0 or 1 unless said otherwise, divided by `ACTIVE`:
 
 | columns | what |
 |---|---|
@@ -27,6 +27,8 @@ from torch import Tensor
 from soma_agents.pretraining.vocabulary import SPECIAL, Vocabulary
 
 HASHES = 16
+ACTIVE = 8.0
+"""About so many features of a token are 1: a step moves its embedding as far as its own row does."""
 CLASSES = 8
 """Kinds of token that the structure objective tells apart."""
 DISTANCES = 8
@@ -74,7 +76,7 @@ def traits_of(vocabulary: Vocabulary) -> Traits:
 
     return Traits(
         lengths=torch.from_numpy(vocabulary.lengths()),
-        features=torch.from_numpy(found),
+        features=torch.from_numpy(found) / ACTIVE,
         kinds=torch.tensor([_kind(text) for text in texts]),
         begins_word=flags(r"^\s|^[^\w\s]"),
         ends_sentence=flags(r"[.!?]\W*$"),

@@ -4,7 +4,7 @@ import torch
 from arbiters.errors import InvalidError
 from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.run import Sources, pretrain
-from soma_agents.pretraining.structure import places, sentence_distances, traits_of
+from soma_agents.pretraining.structure import ACTIVE, places, sentence_distances, traits_of
 from soma_agents.pretraining.vocabulary import Vocabulary
 
 
@@ -28,10 +28,10 @@ def test_every_token_has_its_features(vocabulary, traits):
         traits.features[token]
         for token in (*ids(vocabulary, "The the")[0][[0, -1]], vocabulary.end)
     )
-    assert capital[2] == 1
+    assert capital[2] == 1 / ACTIVE
     assert small[2] == 0
     assert torch.equal(capital[48:64], small[48:64])
-    assert end.tolist() == [float(n == 8) for n in range(65)]
+    assert end.tolist() == [float(n == 8) / ACTIVE for n in range(65)]
 
 
 def test_words_sentences_and_paragraphs_are_counted(vocabulary, traits):
