@@ -162,7 +162,7 @@ V1 = Recipe(
     row=1024,
     batch_tokens=16_384,
     tokens=10_000_000,
-    matrix_rate=0.02,
+    matrix_rate=0.01,
     embedding_rate=0.005,
 )
 """B9. 41.4 M parameters: 33.0 M in the blocks, 8.4 M in the embeddings that the head shares."""
