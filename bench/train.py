@@ -88,6 +88,7 @@ def measure(batch_tokens: int, rounds: int) -> dict[str, object]:
     for _ in range(rounds):
         rates["peer"].append(tokens / best(lambda: step(peer, adam, batches), 1))
         rates["ours"].append(tokens / best(ours, 1))
+        print({name: round(found[-1]) for name, found in rates.items()}, flush=True)
     ratio = max(rates["ours"]) / max(rates["peer"])
     return {
         "ok": ratio >= TARGET,
