@@ -133,34 +133,33 @@ def _activations(recipe: Recipe) -> int:
     width = 4 if recipe.precision == "float32" else 2
     qkv, inner = model.site_shape("qkv")[0], model.site_shape("gate_up")[0]
     kept = 4 * model.d_model + 2 * qkv + model.heads * model.head_dim + inner + model.d_ff
-    scores = model.heads * recipe.row * _seen(recipe.row)
-    block = tokens * kept + tokens * scores
-    layers = (
-        model.layers * tokens * model.d_model + block if recipe.recompute else model.layers * block
-    )
+    blocks = [tokens * (kept + model.heads * _keys(recipe, n)) for n in range(model.layers)]
+    layers = sum(blocks)
+    if recipe.recompute:
+        layers = model.layers * tokens * model.d_model + max(blocks)
     rows = min(512, tokens)
     head = 3 * rows * model.vocab_size * width + 2 * 4 * model.vocab_size * model.d_model
-    return layers * width + head
+    return int(layers * width + head)
 
 
-def _seen(row: int) -> float:
-    """Share of a row that a token's scores are computed for, a block of queries at a time."""
-    blocks = max(1, row // QUERIES)
-    return (blocks + 1) / (2 * blocks)
+def _keys(recipe: Recipe, layer: int) -> float:
+    """Keys that a token's scores are computed for, on average, a block of queries at a time."""
+    causal = (recipe.row + QUERIES) / 2
+    if recipe.model.local(layer):
+        return min(causal, recipe.model.window + QUERIES)
+    return causal
 
 
 def _step_seconds(recipe: Recipe, machine: Machine) -> float:
     """Seconds of one optimiser step."""
     model, tokens = recipe.model, recipe.rows * recipe.row
-    scores = 2 * model.layers * model.heads * model.head_dim * recipe.row * _seen(recipe.row)
+    scores = model.heads * sum(_keys(recipe, layer) for layer in range(model.layers))
     again = 4 / 3 if recipe.recompute else 1.0
-    work = 2 * BACKWARD * again * tokens * (parameters(model) + scores)
+    work = 2 * BACKWARD * again * tokens * (parameters(model) + 2 * model.head_dim * scores)
     width = 4 if recipe.precision == "float32" else 2
     inner, qkv = model.site_shape("gate_up")[0], model.site_shape("qkv")[0]
-    touched = model.layers * (
-        24 * model.d_model + 8 * qkv + 6 * inner + 8 * model.heads * recipe.row * _seen(recipe.row)
-    )
-    touched += 6 * model.vocab_size
+    touched = model.layers * (24 * model.d_model + 8 * qkv + 6 * inner)
+    touched += 8 * scores + 6 * model.vocab_size
     bytes_ = again * tokens * touched * width + 40 * parameters(model)
     muon = (
         NEWTON_SCHULZ
