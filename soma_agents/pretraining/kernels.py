@@ -101,7 +101,7 @@ class _Attention(torch.autograd.Function):
             rows, up = (x[:, :, :, start:end].reshape(B, G, -1, D) for x in (q, g))
             flat = weight.view(B, G, -1, end - first)
             gv[:, :, first:end] += flat.transpose(-1, -2) @ up
-            slope = torch._softmax_backward_data(  # noqa: SLF001 — the kernel behind softmax
+            slope = torch.ops.aten._softmax_backward_data(  # noqa: SLF001 — the kernel behind softmax
                 up @ v[:, :, first:end].transpose(-1, -2), flat, -1, flat.dtype
             )
             gq[:, :, :, start:end] = (slope @ k[:, :, first:end]).view(B, G, R, end - start, D)

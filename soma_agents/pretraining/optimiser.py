@@ -25,7 +25,7 @@ class Optimisers:
         matrices = {n: p for n, p in named.items() if n.startswith(MATRICES)}
         others = {n: p for n, p in named.items() if n not in matrices}
         self._recipe = recipe
-        self._names = {parameter: name for name, parameter in named.items()}
+        self._names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self._all: list[tuple[Optimizer, float]] = [
             (
                 torch.optim.Muon(

@@ -8,7 +8,7 @@ and contents, which are written as ChatML.
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +79,7 @@ def read(files: list[Path], start: Place | None = None) -> Iterator[Read]:
                     yield Read(document, Place(number, count))
 
 
-def _documents(path: Path) -> Iterator[Document]:
+def _documents(path: Path) -> Generator[Document]:
     try:
         with _opened(path) as source:
             yield from _reader(path)(path, source)

@@ -5,7 +5,13 @@ import pytest
 from soma_agents.language.sou.checkpoint import SouCheckpoint
 from soma_agents.pretraining.run import Sources, pretrain
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("ray_cluster"),
+    # Ray Train reads settings of Ray's that warn of themselves.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
 
 
 def test_two_workers_learn_what_one_process_learns(tmp_path, prose, make_recipe):
