@@ -6,7 +6,17 @@ from pathlib import Path
 import typer
 
 from arbiters.errors import SomaError
-from soma_agents.cli import demo, keeping, learning, looking, people, running, sou, symbols
+from soma_agents.cli import (
+    demo,
+    keeping,
+    learning,
+    looking,
+    people,
+    pretraining,
+    running,
+    sou,
+    symbols,
+)
 
 app = typer.Typer(
     help="A self-hosted assistant that learns from the people who use it and proves it got better.",
@@ -14,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (running, people, learning, looking, keeping, sou, symbols, demo):
+for part in (running, people, learning, looking, keeping, sou, symbols, pretraining, demo):
     part.add_to(app)
 
 

@@ -1,0 +1,274 @@
+"""`soma pretrain`, `generate`, `plan`: a language model from nothing but text."""
+
+import asyncio
+import math
+import os
+import resource
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from soma_agents.cli.options import Json, print_json, print_table
+
+Corpus = Annotated[Path, typer.Argument(help="A file or folder of text; see docs/pretraining.md.")]
+Preset = Annotated[str, typer.Option("--preset", help="showcase or v1.")]
+Depth = Annotated[int | None, typer.Option("--depth", help="Derive everything from it instead.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; an old one goes on.")]
+HeldOut = Annotated[Path | None, typer.Option("--held-out", help="Text to judge by, not to learn.")]
+Tokenizer = Annotated[Path | None, typer.Option("--tokenizer", help="A tokenizer.json to use.")]
+Base = Annotated[Path | None, typer.Option("--from", help="Begin with this model's weights.")]
+Tokens = Annotated[int | None, typer.Option("--tokens", help="How many tokens to learn from.")]
+Batch = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens of a step.")]
+Row = Annotated[int | None, typer.Option("--row", help="Tokens that are read together.")]
+Schedule = Annotated[str | None, typer.Option("--schedule", help="How the rates move.")]
+MicroRows = Annotated[int | None, typer.Option("--micro-rows", help="Rows at a time.")]
+Recompute = Annotated[
+    bool | None, typer.Option("--recompute", help="Less memory for a third more time.")
+]
+Minutes = Annotated[float, typer.Option("--minutes", help="Stop then; called again, go on.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of weights and order.")]
+
+Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens at most.")]
+Prompt = Annotated[str, typer.Argument(help="Text to go on with.")]
+Model = Annotated[Path, typer.Option("--model", help="A file that `soma pretrain` left.")]
+
+BARS = "▁▂▃▄▅▆▇█"
+CURVE = 32
+"""Columns of the curve beside the progress bar."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    for command in (pretrain, generate, plan):
+        app.command()(command)
+
+
+def pretrain(
+    corpus: Corpus,
+    preset: Preset = "showcase",
+    depth: Depth = None,
+    out: Out = Path("soma-lm"),
+    held_out: HeldOut = None,
+    tokenizer: Tokenizer = None,
+    base: Base = None,
+    tokens: Tokens = None,
+    batch_tokens: Batch = None,
+    row: Row = None,
+    schedule: Schedule = None,
+    micro_rows: MicroRows = None,
+    recompute: Recompute = None,
+    minutes: Minutes = math.inf,
+    seed: Seed = None,
+    json: Json = False,
+) -> None:
+    """Learn a vocabulary and a model from a corpus; interrupted, the same command goes on."""
+    # Before torch is loaded: idle OpenMP workers that spin would take a core from who works.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from soma_agents.pretraining import planning, run
+
+    recipe = _recipe(
+        preset,
+        depth,
+        tokens=tokens,
+        batch_tokens=batch_tokens,
+        row=row,
+        schedule=schedule,
+        micro_rows=micro_rows,
+        recompute=recompute,
+        seed=seed,
+    )
+    if base is not None:
+        from soma_agents.pretraining.artifact import load_weights
+
+        recipe = recipe.but(model=load_weights(base)[0])
+    planned = planning.require(recipe)
+    shown: AbstractContextManager[Any] = nullcontext(run.Hooks()) if json else _Bar()
+    with shown as hooks:
+        made = run.pretrain(
+            run.Sources(corpus, held_out, tokenizer, base),
+            recipe,
+            out.absolute(),
+            hooks=hooks,
+            max_seconds=minutes * 60,
+        )
+    told = _told(made, planned)
+    if json:
+        print_json(told)
+        return
+    bits = told["bits_per_byte"]
+    judged = "no text held out" if bits is None else f"{bits:.4f} bits a byte held out"
+    print(
+        f"{told['parameters']:,} parameters, {told['ended']} after {told['tokens']:,} tokens in "
+        f"{told['seconds']:.0f} s: {told['train_loss']:.3f} nats a token in training, {judged}\n"
+        f'soma generate "Once upon a time" --model {made.model}'
+    )
+
+
+def _told(made: Any, planned: Any) -> dict[str, Any]:
+    """What came of a run, beside what was planned."""
+    outcome = made.outcome
+    return {
+        "model": str(made.model),
+        "parameters": made.parameters,
+        "ended": outcome.ended,
+        "steps": outcome.step,
+        "tokens": outcome.tokens,
+        "seconds": round(outcome.seconds, 1),
+        "planned_seconds": round(planned.seconds, 1),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "planned_bytes": planned.memory,
+        "train_loss": round(outcome.loss, 4),
+        "bits_per_byte": None if math.isnan(outcome.bits_per_byte) else outcome.bits_per_byte,
+    }
+
+
+def _recipe(preset: str, depth: int | None, **changes: Any) -> Any:
+    from soma_agents.pretraining import recipe as recipes
+
+    recipe = recipes.preset(preset) if depth is None else recipes.of_depth(depth)
+    return recipe.but(**changes)
+
+
+def plan(
+    preset: Preset = "showcase",
+    depth: Depth = None,
+    tokens: Tokens = None,
+    batch_tokens: Batch = None,
+    row: Row = None,
+    micro_rows: MicroRows = None,
+    recompute: Recompute = None,
+    json: Json = False,
+) -> None:
+    """Say what a run would take on this machine; refuse what cannot fit."""
+    from dataclasses import asdict
+
+    from soma_agents.pretraining import planning
+
+    recipe = _recipe(
+        preset,
+        depth,
+        tokens=tokens,
+        batch_tokens=batch_tokens,
+        row=row,
+        micro_rows=micro_rows,
+        recompute=recompute,
+    )
+    found = planning.require(recipe)
+    if json:
+        print_json(asdict(found))
+        return
+    rows = [
+        ("parameters", f"{found.parameters:,}"),
+        ("tokens", f"{found.tokens:,} in {found.steps:,} steps"),
+        ("memory", f"{found.memory / 2**30:.2f} GiB of {found.free / 2**30:.2f} GiB free"),
+        ("weights, gradients", f"{found.weights / 2**30:.2f} GiB"),
+        ("optimiser", f"{found.optimiser / 2**30:.2f} GiB"),
+        ("activations", f"{found.activations / 2**30:.2f} GiB"),
+        ("speed", f"{found.tokens_per_second:,.0f} tokens/s"),
+        ("time", f"{found.seconds / 3600:.2f} h"),
+    ]
+    print_table((recipe.name, ""), rows)
+
+
+class _Bar:
+    """A progress bar with the curve of the loss beside it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[curve]}"),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+        )
+        self._task = self._bar.add_task("starting", total=None, curve="")
+        self._losses: list[float] = []
+        self._bits = ""
+
+    def __enter__(self) -> Any:
+        from soma_agents.pretraining.run import Hooks
+
+        self._bar.start()
+        return Hooks(self._phase, self._step)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _phase(self, name: str) -> None:
+        self._bar.update(self._task, description=name)
+
+    def _step(self, progress: Any) -> None:
+        self._losses.append(progress.loss)
+        if progress.bits_per_byte is not None and not math.isnan(progress.bits_per_byte):
+            self._bits = f"{progress.bits_per_byte:.3f} bits/byte"
+        text = f"{curve(self._losses)} {progress.loss:.3f} {self._bits} "
+        self._bar.update(
+            self._task,
+            total=progress.steps,
+            completed=progress.step,
+            curve=f"{text}{progress.tokens_per_second:,.0f} tokens/s",
+        )
+
+
+def curve(losses: list[float]) -> str:
+    """Losses as a row of bars, the last one newest."""
+    size = -(-len(losses) // CURVE)
+    means = [
+        sum(losses[i : i + size]) / len(losses[i : i + size]) for i in range(0, len(losses), size)
+    ]
+    low, high = min(means), max(means)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((mean - low) * scale)] for mean in means)
+
+
+def generate(
+    prompt: Prompt,
+    model: Model = Path("soma-lm/model.sou"),
+    max_tokens: MaxTokens = 200,
+    temperature: Temperature = 0.8,
+    seed: Seed = None,
+    json: Json = False,
+) -> None:
+    """Go on with a text."""
+    from soma_agents.language.sampling import Sampling
+
+    sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens, seed=seed)
+    text, facts = asyncio.run(_generate(prompt, model.absolute(), sampling, show=not json))
+    print_json({"text": text} | facts) if json else print()
+
+
+async def _generate(
+    prompt: str, file: Path, sampling: Any, *, show: bool
+) -> tuple[str, dict[str, Any]]:
+    from soma_agents.language.engine import Engine
+    from soma_agents.language.model import load_model
+    from soma_agents.language.requests import GenerationRequest, Piece
+
+    model = load_model(str(file))
+    ids = model.tokenizer.encode(prompt) or list(model.tokenizer.eos_ids)
+    engine = Engine(model, slots=1)
+    engine.start()
+    text, facts = "", {}
+    try:
+        print(prompt, end="", flush=True) if show else None
+        async for item in engine.generate(GenerationRequest(tuple(ids), sampling)):
+            if isinstance(item, Piece):
+                text += item.text
+                print(item.text, end="", flush=True) if show else None
+                continue
+            spent = max(1, item.completion_tokens - 1)
+            facts = {
+                "reason": item.reason,
+                "tokens": item.completion_tokens,
+                "ms_per_token": round(1000 * (item.total_s - item.first_token_s) / spent, 3),
+            }
+    finally:
+        await engine.close()
+    return text, facts

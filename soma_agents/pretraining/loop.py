@@ -1,0 +1,322 @@
+"""The pretraining loop: plain torch, one process or a share of several.
+
+A run is a function of its tokens, recipe and seed: it resumes from its newest whole checkpoint and
+ends with the same weights as if it had never been interrupted.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from arbiters.errors import InvalidError
+from soma_agents.pretraining.learner import Learner
+from soma_agents.pretraining.optimiser import Optimisers
+from soma_agents.pretraining.packed import Order, Packed, rows_of
+from soma_agents.pretraining.recipe import Recipe
+from soma_agents.pretraining.structure import Traits
+from soma_agents.training.checkpoints import Checkpoint, Checkpoints
+from soma_agents.training.loop import Alone, DivergedError, Workers
+
+EVALUATED = 32_768
+"""Tokens of the held-out part that each look sees."""
+
+CHECKPOINT_EVERY_S = 300.0
+RECENT = 0.8
+"""Weight of what was before in the loss and speed that are shown."""
+
+Ended = Literal["finished", "early", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One optimiser step. Losses in nats a token; `bits_per_byte` only where it was measured."""
+
+    step: int
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float
+    rate: float
+    tokens_per_second: float
+    bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run: the learner as it was best on held-out text, and how it was found."""
+
+    learner: Learner
+    ended: Ended
+    step: int
+    tokens: int
+    seconds: float
+    loss: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a checkpoint keeps beside the tensors; the place in the data follows from the step."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+    best: float = math.inf
+    worse: int = 0
+
+
+def fit(
+    recipe: Recipe,
+    packed: Packed,
+    traits: Traits,
+    *,
+    directory: Path,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    max_seconds: float = math.inf,
+    workers: Workers | None = None,
+    start: Mapping[str, Tensor] | None = None,
+) -> Outcome:
+    """Learn from the start, or go on from the newest checkpoint in `directory`.
+
+    `start` are weights to begin with, named as `Learner.exported` names them.
+
+    Raises:
+        DivergedError: the loss or a gradient is NaN or infinite.
+        InvalidError: the corpus is smaller than a batch, or its tokens are another vocabulary's.
+    """
+    run = Run(recipe, packed, traits, directory=directory, workers=workers or Alone())
+    if start is not None:
+        run.learner.take(start)
+    run.resume()
+    return run.finish(run.train(on_progress, max_seconds))
+
+
+class Run:
+    """One run, from its first step or from a checkpoint."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        packed: Packed,
+        traits: Traits,
+        *,
+        directory: Path,
+        workers: Workers,
+    ) -> None:
+        rows = rows_of(packed.train, recipe.row)
+        if rows < recipe.rows:
+            raise InvalidError(
+                f"the corpus has {len(packed.train)} tokens, a batch takes "
+                f"{recipe.rows * recipe.row + 1}; bring more text, or use --batch-tokens "
+                f"{max(1, rows) * recipe.row} and --row {min(recipe.row, len(packed.train) - 1)}"
+            )
+        if len(traits.lengths) != recipe.model.vocab_size:
+            raise InvalidError(
+                f"the vocabulary has {len(traits.lengths)} tokens, the model "
+                f"{recipe.model.vocab_size}; they do not belong together"
+            )
+        self._recipe = recipe
+        self._packed = packed
+        self._lengths = traits.lengths
+        self._workers = workers
+        self._directory = directory
+        self._order = Order(rows, seed=recipe.seed)
+        self._every = max(1, math.ceil(recipe.steps / max(1, recipe.evaluations)))
+        self.learner = Learner(recipe, traits)
+        self._optimisers = Optimisers(self.learner, recipe)
+        self._state = _State()
+        self._whole = True
+        """False while an optimiser step has been taken in part."""
+        self._best: dict[str, Tensor] = {}
+        facts = json.dumps([recipe.facts(), packed.identity], sort_keys=True)
+        self._checkpoints = Checkpoints(
+            directory / "checkpoints", hashlib.sha256(facts.encode()).hexdigest()
+        )
+        self._saved_at = self._resumed_at = time.perf_counter()
+        self._seconds_before = self._speed = 0.0
+
+    def resume(self) -> None:
+        """Take the newest whole checkpoint of this very run, if there is one."""
+        if (found := self._checkpoints.newest()) is None:
+            return
+        self._state = _State(**found.state)
+        self._seconds_before = self._state.seconds
+        tensors = found.tensors
+        with torch.no_grad():
+            for name, parameter in self.learner.named_parameters():
+                parameter.copy_(tensors[f"now/{name}"])
+                if f"best/{name}" in tensors:
+                    self._best[name] = tensors[f"best/{name}"]
+        stem = "state/"
+        self._optimisers.restore(
+            {n.removeprefix(stem): t for n, t in tensors.items() if n.startswith(stem)}
+        )
+
+    # --- running ---------------------------------------------------------------------------
+
+    def train(
+        self, on_progress: Callable[[Progress], None], max_seconds: float = math.inf
+    ) -> Ended:
+        """Take the remaining steps and say why there are no more."""
+        try:
+            while self._state.step < self._recipe.steps:
+                if self._state.worse >= self._recipe.patience:
+                    return "early"
+                if self._late(max_seconds):
+                    self._save()
+                    return "deadline"
+                on_progress(self.advance())
+                if time.perf_counter() - self._saved_at >= CHECKPOINT_EVERY_S:
+                    self._save()
+        except (DivergedError, KeyboardInterrupt):
+            if self._whole:  # nothing broken has been taken in: these weights are good
+                self._save()
+            raise
+        return "finished"
+
+    def _late(self, max_seconds: float) -> bool:
+        late = torch.tensor(float(self._workers.rank == 0 and self._elapsed() > max_seconds))
+        self._workers.sum([late])
+        return bool(late)
+
+    def _elapsed(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._resumed_at
+
+    def advance(self) -> Progress:
+        """One optimiser step over this worker's share of the rows."""
+        started = time.perf_counter()
+        recipe, step = self._recipe, self._state.step
+        rows = self._order.take(step * recipe.rows, recipe.rows)
+        loss = self._gradients(rows)
+        parameters = list(self.learner.parameters())
+        self._workers.sum([*(p.grad for p in parameters if p.grad is not None), loss])
+        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        self._check(float(loss), float(norm), rows)
+        self._whole = False
+        rate = self._optimisers.step(step)
+        before = self._state.loss
+        shown = float(loss) if math.isnan(before) else RECENT * before + (1 - RECENT) * float(loss)
+        self._state = replace(self._state, step=step + 1, loss=shown)
+        self._whole = True
+        speed = recipe.rows * recipe.row / (time.perf_counter() - started)
+        self._speed = RECENT * self._speed + (1 - RECENT) * speed if self._speed else speed
+        bits = None
+        if (step + 1) % self._every == 0 or step + 1 == recipe.steps:
+            bits = self._judge()
+        return Progress(
+            step=step + 1,
+            steps=recipe.steps,
+            tokens=(step + 1) * recipe.rows * recipe.row,
+            seconds=self._elapsed(),
+            loss=float(loss),
+            rate=rate,
+            tokens_per_second=self._speed,
+            bits_per_byte=bits,
+        )
+
+    def _gradients(self, rows: list[int]) -> Tensor:
+        """Mean nats a token of the whole step, this worker's share of it."""
+        recipe = self._recipe
+        mine = rows[self._workers.rank :: self._workers.count]
+        total = torch.zeros(())
+        self.learner.refresh()
+        for start in range(0, len(mine), recipe.micro_rows):
+            tokens = self._tokens(self._packed.train, mine[start : start + recipe.micro_rows])
+            loss, nats = self.learner.loss(tokens)
+            (loss / (recipe.rows * recipe.row)).backward()
+            self.learner.collect()
+            total += nats / (recipe.rows * recipe.row)
+        return total
+
+    def _check(self, loss: float, norm: float, rows: list[int]) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        raise DivergedError(
+            f"pretraining diverged in batch {self._state.step + 1} of {self._recipe.steps} "
+            f"(rows {', '.join(map(str, rows[:8]))}{' …' if len(rows) > 8 else ''} "  # noqa: PLR2004
+            f"of {self._recipe.row} tokens): loss {loss!r}, gradient norm {norm!r}; the weights "
+            f"before it are in {self._directory / 'checkpoints'}; lower the learning rates "
+            f"(now {self._recipe.matrix_rate!r} and {self._recipe.embedding_rate!r})"
+        )
+
+    def _tokens(self, part: npt.NDArray[np.unsignedinteger], rows: list[int]) -> Tensor:
+        """(B, T + 1) of these rows.
+
+        Raises:
+            InvalidError: a token is not of this model's vocabulary.
+        """
+        size = self._recipe.row
+        found = np.stack([part[row * size : row * size + size + 1] for row in rows])
+        if (top := int(found.max())) >= self._recipe.model.vocab_size:
+            raise InvalidError(
+                f"token {top} is beyond the model's {self._recipe.model.vocab_size}; "
+                "the corpus was packed with another vocabulary"
+            )
+        return torch.from_numpy(found.astype(np.int64))
+
+    # --- judging ---------------------------------------------------------------------------
+
+    def _judge(self) -> float:
+        """Bits per byte of held-out text; the best weights so far are kept."""
+        bits = self.bits_per_byte()
+        if math.isnan(bits):
+            return bits
+        if bits < self._state.best:
+            self._state = replace(self._state, best=bits, worse=0)
+            self._best = {n: p.detach().clone() for n, p in self.learner.named_parameters()}
+        else:
+            self._state = replace(self._state, worse=self._state.worse + 1)
+        return bits
+
+    def bits_per_byte(self, most: int = EVALUATED) -> float:
+        """Of up to `most` held-out tokens; nan without any."""
+        recipe = self._recipe
+        rows = min(rows_of(self._packed.held_out, recipe.row), max(1, most // recipe.row))
+        total = torch.zeros(2, dtype=torch.float64)
+        self.learner.refresh()
+        for start in range(0, rows, recipe.micro_rows):
+            end = min(rows, start + recipe.micro_rows)
+            tokens = self._tokens(self._packed.held_out, list(range(start, end)))
+            nats = self.learner.nats(tokens)
+            seen = self._lengths[tokens[:, 1:]]
+            total[0] += nats[seen > 0].sum()  # marks between documents stand for no bytes
+            total[1] += seen.sum()
+        return float(total[0] / total[1] / math.log(2)) if rows else math.nan
+
+    # --- teardown --------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._saved_at = time.perf_counter()
+        self._state = replace(self._state, seconds=self._elapsed())
+        if self._workers.rank or not self._state.step:
+            return
+        tensors = {f"now/{n}": p.detach() for n, p in self.learner.named_parameters()}
+        tensors |= {f"best/{n}": p for n, p in self._best.items()}
+        tensors |= {f"state/{n}": t for n, t in self._optimisers.state().items()}
+        self._checkpoints.save(Checkpoint(asdict(self._state), tensors))
+
+    def finish(self, ended: Ended) -> Outcome:
+        """The weights that were best on held-out text, and how they were found."""
+        if self._best:
+            with torch.no_grad():
+                for name, parameter in self.learner.named_parameters():
+                    parameter.copy_(self._best[name])
+        return Outcome(
+            learner=self.learner,
+            ended=ended,
+            step=self._state.step,
+            tokens=self._state.step * self._recipe.rows * self._recipe.row,
+            seconds=self._elapsed(),
+            loss=self._state.loss,
+            bits_per_byte=self._state.best if self._best else self.bits_per_byte(),
+        )

@@ -1,0 +1,200 @@
+"""What a run will take on this machine, before it is started: parameters, memory, time.
+
+Memory is counted from the sizes; time from the rate at which this machine multiplies matrices and
+moves bytes, measured for a second. `bench.train` and docs/log.md say how far off that is.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import psutil
+import torch
+from torch.nn import functional as F
+
+from arbiters.errors import InvalidError
+from soma_agents.pretraining.kernels import QUERIES
+from soma_agents.pretraining.learner import Learner
+from soma_agents.pretraining.optimiser import NEWTON_SCHULZ
+from soma_agents.pretraining.recipe import Recipe, parameters
+
+SHARE = 0.85
+"""Of the memory that is free, what a run may plan with."""
+PROCESS = 600 << 20
+"""Bytes of an interpreter with torch in it."""
+BACKWARD = 3
+"""A step forward and back costs three times the step forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine can do: FLOP/s in matrix products, bytes/s in passes, bytes free."""
+
+    products: float
+    passes: float
+    memory: int
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is predicted to take. Memory in bytes, time in seconds."""
+
+    parameters: int
+    steps: int
+    tokens: int
+    weights: int
+    optimiser: int
+    activations: int
+    memory: int
+    free: int
+    tokens_per_second: float
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory that is free holds it."""
+        return self.memory <= SHARE * self.free
+
+
+def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
+    """The prediction for a recipe; nothing of it is allocated."""
+    machine = machine or measured(recipe.precision)
+    with torch.device("meta"):
+        count = Learner(recipe).size
+    weights, optimiser = _weights(recipe, count)
+    activations = _activations(recipe)
+    rate = recipe.rows * recipe.row / _step_seconds(recipe, machine)
+    return Plan(
+        parameters=count,
+        steps=recipe.steps,
+        tokens=recipe.steps * recipe.rows * recipe.row,
+        weights=weights,
+        optimiser=optimiser,
+        activations=activations,
+        memory=PROCESS + weights + optimiser + activations,
+        free=machine.memory,
+        tokens_per_second=rate,
+        seconds=recipe.steps * recipe.rows * recipe.row / rate,
+    )
+
+
+def require(recipe: Recipe, machine: Machine | None = None) -> Plan:
+    """The plan of a recipe that fits this machine.
+
+    Raises:
+        InvalidError: it does not fit; says by how much, and the nearest that does.
+    """
+    machine = machine or measured(recipe.precision)
+    found = plan(recipe, machine)
+    if found.fits:
+        return found
+    near = nearest(recipe, machine)
+    instead = "nothing of its kind fits" if near is None else f"the nearest that fits: {near}"
+    raise InvalidError(
+        f"{recipe.name} with {found.parameters:,} parameters needs {_gib(found.memory)} of memory "
+        f"({_gib(found.weights)} weights and gradients, {_gib(found.optimiser)} optimiser, "
+        f"{_gib(found.activations)} activations); {_gib(int(SHARE * found.free))} can be had; {instead}"
+    )
+
+
+def nearest(recipe: Recipe, machine: Machine) -> str | None:
+    """The smallest change that makes a recipe fit: fewer rows at once, recomputing, less depth."""
+    tried = recipe
+    while tried.micro_rows > 1:
+        tried = replace(tried, micro_rows=tried.micro_rows // 2)
+        if plan(tried, machine).fits:
+            return f"--micro-rows {tried.micro_rows}"
+    tried = replace(tried, recompute=True)
+    if plan(tried, machine).fits:
+        return "--micro-rows 1 --recompute"
+    for layers in range(recipe.model.layers - 1, 0, -1):
+        shallow = replace(tried, model=replace(tried.model, layers=layers))
+        if plan(shallow, machine).fits:
+            return f"--micro-rows 1 --recompute with {layers} layers"
+    return None
+
+
+def _weights(recipe: Recipe, count: int) -> tuple[int, int]:
+    """Bytes of masters, gradients and working copies; bytes of the optimisers' state."""
+    table = recipe.model.vocab_size * recipe.model.d_model
+    short = 0 if recipe.precision == "float32" else 2 * 2 * count
+    best = 4 * count  # the best weights so far are kept
+    largest = max(a * b for a, b in (recipe.model.site_shape(s) for s in ("qkv", "gate_up")))
+    return 2 * 4 * count + short + best, 4 * (count + table) + 3 * 2 * largest
+
+
+def _activations(recipe: Recipe) -> int:
+    """Bytes that a micro-batch keeps between its way forward and its way back."""
+    model, tokens = recipe.model, recipe.micro_rows * recipe.row
+    width = 4 if recipe.precision == "float32" else 2
+    qkv, inner = model.site_shape("qkv")[0], model.site_shape("gate_up")[0]
+    kept = 4 * model.d_model + 2 * qkv + model.heads * model.head_dim + inner + model.d_ff
+    blocks = [tokens * (kept + model.heads * _keys(recipe, n)) for n in range(model.layers)]
+    layers = sum(blocks)
+    if recipe.recompute:
+        layers = model.layers * tokens * model.d_model + max(blocks)
+    rows = min(512, tokens)
+    head = 3 * rows * model.vocab_size * width + 2 * 4 * model.vocab_size * model.d_model
+    return int(layers * width + head)
+
+
+def _keys(recipe: Recipe, layer: int) -> float:
+    """Keys that a token's scores are computed for, on average, a block of queries at a time."""
+    causal = (recipe.row + QUERIES) / 2
+    if recipe.model.local(layer):
+        return min(causal, recipe.model.window + QUERIES)
+    return causal
+
+
+def _step_seconds(recipe: Recipe, machine: Machine) -> float:
+    """Seconds of one optimiser step."""
+    model, tokens = recipe.model, recipe.rows * recipe.row
+    scores = model.heads * sum(_keys(recipe, layer) for layer in range(model.layers))
+    again = 4 / 3 if recipe.recompute else 1.0
+    work = 2 * BACKWARD * again * tokens * (parameters(model) + 2 * model.head_dim * scores)
+    width = 4 if recipe.precision == "float32" else 2
+    inner, qkv = model.site_shape("gate_up")[0], model.site_shape("qkv")[0]
+    touched = model.layers * (24 * model.d_model + 8 * qkv + 6 * inner)
+    touched += 8 * scores + 6 * model.vocab_size
+    bytes_ = again * tokens * touched * width + 40 * parameters(model)
+    muon = (
+        NEWTON_SCHULZ
+        * model.layers
+        * sum(_orthogonal(*model.site_shape(site)) for site in ("qkv", "out", "gate_up", "down"))
+    )
+    return (work + muon) / machine.products + bytes_ / machine.passes
+
+
+def _orthogonal(rows: int, columns: int) -> float:
+    """FLOP of a Newton-Schulz step of Muon."""
+    small, large = sorted((rows, columns))
+    return 4 * small * small * large + 2 * small**3
+
+
+@cache
+def measured(precision: str) -> Machine:
+    """This machine, looked at for a second."""
+    dtype = getattr(torch, precision)
+    x, w = torch.randn(2048, 512).to(dtype), torch.randn(2048, 512).to(dtype)
+    wide = torch.randn(2048, 2048).to(dtype)
+    products = 2 * 2048 * 512 * 2048 / _best(lambda: F.linear(x, w))
+    passes = 2 * wide.numel() * wide.element_size() / _best(lambda: F.relu(wide))
+    return Machine(products, passes, psutil.virtual_memory().available, os.cpu_count() or 1)
+
+
+def _best(work: Callable[[], object]) -> float:
+    least = math.inf
+    until = time.perf_counter() + 0.4
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        work()
+        least = min(least, time.perf_counter() - started)
+    return least
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,219 @@
+"""What a run is made of: sizes, rates, lengths. Two presets, and one dial that derives the rest."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from arbiters.errors import InvalidError
+from soma_agents.language.architecture import SITES, TransformerConfig
+from soma_agents.training.schedules import CURVES
+
+Precision = Literal["bfloat16", "float32"]
+Objective = Literal["structure", "hierarchy", "coherence"]
+
+HEAD_DIM = 64
+DEEPEST = 64
+TOKENS_PER_PARAMETER = 20
+"""Compute-optimal, after Hoffmann et al. 2022 (table 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides a run, its data apart."""
+
+    name: str
+    model: TransformerConfig
+    row: int
+    """Tokens of a row: as many are read together, none sees beyond."""
+    batch_tokens: int
+    """Tokens of an optimiser step."""
+    tokens: int
+    """Tokens of the whole run."""
+    matrix_rate: float
+    """Muon's learning rate, for the matrices of the blocks."""
+    embedding_rate: float
+    """AdamW's, for the embedding table."""
+    schedule: str = "warm-up-stable-decay"
+    warm_up: float = 0.02
+    cool_down: float = 0.5
+    floor: float = 0.02
+    momentum: float = 0.95
+    decay: float = 0.0
+    clip: float = 1.0
+    micro_rows: int = 4
+    """Rows that go through the model together."""
+    precision: Precision = "bfloat16"
+    recompute: bool = False
+    evaluations: int = 8
+    """Looks at the held-out text, the last one behind the last step."""
+    patience: int = 8
+    """Looks without a gain before the run stops early."""
+    seed: int = 1
+    features: bool = False
+    """Embeddings begin with what the tokens' text tells (`structure`); folded in at the export."""
+    hierarchy: bool = False
+    """A part of each head turns by words, sentences and paragraphs; cannot be exported."""
+    objectives: tuple[Objective, ...] = ()
+    """What is learnt beside the next token."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            InvalidError: names the field and its value.
+        """
+        checks = {
+            "row": (
+                f"1 to the context of {self.model.context}",
+                1 <= self.row <= self.model.context,
+            ),
+            "batch_tokens": (f"at least a row of {self.row}", self.batch_tokens >= self.row),
+            "tokens": (
+                f"at least a batch of {self.batch_tokens}",
+                self.tokens >= self.batch_tokens,
+            ),
+            "matrix_rate": ("above 0", 0 < self.matrix_rate < 1e3),  # noqa: PLR2004
+            "embedding_rate": ("above 0", 0 < self.embedding_rate < 1e3),  # noqa: PLR2004
+            "schedule": (f"of {sorted(CURVES)}", self.schedule in CURVES),
+            "micro_rows": ("1 or more", self.micro_rows >= 1),
+            "precision": ("bfloat16 or float32", self.precision in {"bfloat16", "float32"}),
+            "clip": ("above 0", self.clip > 0),
+        }
+        for name, (allowed, ok) in checks.items():
+            if not ok:
+                raise InvalidError(f"{name} = {getattr(self, name)!r}; use {allowed}")
+
+    @property
+    def rows(self) -> int:
+        """Rows of an optimiser step."""
+        return max(1, self.batch_tokens // self.row)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return max(1, self.tokens // (self.rows * self.row))
+
+    def facts(self) -> dict[str, Any]:
+        """All of it in forms that JSON knows."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Recipe":
+        """What `facts` gave."""
+        model = TransformerConfig(**(facts["model"] | {"biases": tuple(facts["model"]["biases"])}))
+        rest = {"model": model, "objectives": tuple(facts["objectives"])}
+        return cls(**(dict(facts) | rest))
+
+    def but(self, **changes: Any) -> "Recipe":
+        """The same with some fields changed; None leaves a field as it is."""
+        return replace(self, **{name: v for name, v in changes.items() if v is not None})
+
+
+def parameters(model: TransformerConfig) -> int:
+    """Numbers that a model learns while it is pretrained (norms have no scale of their own)."""
+    block = sum(a * b for a, b in (model.site_shape(site) for site in SITES))
+    return model.layers * block + model.vocab_size * model.d_model
+
+
+def _model(**sizes: Any) -> TransformerConfig:
+    common = {"rope_theta": 10_000.0, "norm_eps": 1e-6, "tied_embeddings": True}
+    return TransformerConfig(**(common | sizes))
+
+
+SHOWCASE = Recipe(
+    name="showcase",
+    model=_model(
+        vocab_size=576,
+        layers=3,
+        d_model=128,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        d_ff=384,
+        context=256,
+    ),
+    row=128,
+    batch_tokens=2048,
+    tokens=2048 * 120,
+    matrix_rate=0.02,
+    embedding_rate=0.01,
+    micro_rows=16,
+    precision="float32",
+)
+"""B10. 0.66 M parameters (`parameters` counts them)."""
+
+V1 = Recipe(
+    name="v1",
+    model=_model(
+        vocab_size=16_384,
+        layers=12,
+        d_model=512,
+        heads=8,
+        kv_heads=2,
+        head_dim=64,
+        d_ff=2048,
+        context=1024,
+        activation="relu2",
+        gated=False,
+        head_norm=True,
+        window=256,
+        global_every=4,
+    ),
+    row=1024,
+    batch_tokens=16_384,
+    tokens=10_000_000,
+    matrix_rate=0.01,
+    embedding_rate=0.005,
+)
+"""B9. 41.4 M parameters: 33.0 M in the blocks, 8.4 M in the embeddings that the head shares."""
+
+PRESETS = {recipe.name: recipe for recipe in (SHOWCASE, V1)}
+
+
+def preset(name: str) -> Recipe:
+    """A recipe by its name.
+
+    Raises:
+        InvalidError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise InvalidError(f"preset {name!r} is unknown; use one of {sorted(PRESETS)}, or --depth")
+    return PRESETS[name]
+
+
+def of_depth(depth: int) -> Recipe:
+    """A whole compute-optimal recipe from the number of layers alone.
+
+    Width is 64 a layer, as in nanochat; 20 tokens a parameter; the batch grows with the fourth
+    root of the tokens' square (McCandlish et al. 2018: the noise scale grows as loss falls); the
+    embedding's rate falls with the root of the width, Muon's needs no such rule.
+
+    Raises:
+        InvalidError: no whole number from 1 to 64.
+    """
+    if not 1 <= depth <= DEEPEST:
+        raise InvalidError(f"depth = {depth!r}; use 1 to {DEEPEST}")
+    width = HEAD_DIM * depth
+    heads = max(1, width // HEAD_DIM)
+    model = _model(
+        vocab_size=min(65_536, 2048 * 2 ** ((depth + 3) // 4)),
+        layers=depth,
+        d_model=width,
+        heads=heads,
+        kv_heads=max(k for k in range(1, heads // 2 + 2) if heads % k == 0),
+        head_dim=HEAD_DIM,
+        d_ff=-(-width * 8 // 3 // 64) * 64,
+        context=min(2048, 256 * depth),
+    )
+    tokens = TOKENS_PER_PARAMETER * parameters(model)
+    batch = 1 << max(11, round(0.5 * tokens.bit_length() + 1))
+    return Recipe(
+        name=f"depth-{depth}",
+        model=model,
+        row=min(1024, model.context),
+        batch_tokens=batch,
+        tokens=max(tokens, batch),
+        matrix_rate=0.02,
+        embedding_rate=0.005 * (512 / width) ** 0.5,
+        recompute=depth > 24,  # noqa: PLR2004 — beyond, activations outweigh the weights
+    )

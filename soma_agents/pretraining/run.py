@@ -1,0 +1,212 @@
+"""A whole run: vocabulary, packed corpus, learning, judging, and the model's file."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+
+from arbiters.errors import InvalidError
+from soma_agents.pretraining.artifact import load_weights, save_model
+from soma_agents.pretraining.loop import EVALUATED, Outcome, Progress, fit
+from soma_agents.pretraining.packed import Packed, pack
+from soma_agents.pretraining.readers import files_of, read
+from soma_agents.pretraining.recipe import Recipe, parameters
+from soma_agents.pretraining.structure import traits_of
+from soma_agents.pretraining.vocabulary import Vocabulary
+from soma_agents.storage.files import make_directory, write_atomic
+from soma_agents.training.loop import Workers
+
+TOKENIZER, TOKENS, METRICS, MODEL = "tokenizer.json", "tokens", "metrics.jsonl", "model.sou"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a run's text is. `held_out` None takes a share of the corpus."""
+
+    corpus: Path
+    held_out: Path | None = None
+    tokenizer: Path | None = None
+    """A vocabulary to use instead of learning one."""
+    base: Path | None = None
+    """A trained model's `.sou` file to begin with, instead of random weights; its vocabulary is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A finished run: the file of the model, and how it went."""
+
+    model: Path
+    outcome: Outcome
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Who hears what: the phase that begins, and each step."""
+
+    on_phase: Callable[[str], None] = lambda _: None
+    on_progress: Callable[[Progress], None] = lambda _: None
+
+
+def pretrain(
+    sources: Sources,
+    recipe: Recipe,
+    directory: Path,
+    *,
+    hooks: Hooks | None = None,
+    max_seconds: float = math.inf,
+) -> Pretrained:
+    """Learn a model from a corpus; called again with the same arguments, it goes on.
+
+    Raises:
+        InvalidError: the corpus, vocabulary and recipe do not fit each other.
+        DivergedError: the loss is not a number any more.
+    """
+    hooks = hooks or Hooks()
+    prepare(sources, recipe, directory, hooks)
+    hooks.on_phase("learning")
+    return learn(sources, recipe, directory, hooks=hooks, max_seconds=max_seconds)
+
+
+def prepare(sources: Sources, recipe: Recipe, directory: Path, hooks: Hooks) -> None:
+    """Vocabulary and packed corpus in the run's folder; nothing where they are there.
+
+    Raises:
+        InvalidError: the corpus, vocabulary and recipe do not fit each other.
+    """
+    if recipe.hierarchy:
+        raise InvalidError("hierarchy = True is for comparisons only: it cannot be served")
+    if sources.base is not None and load_weights(sources.base)[0] != recipe.model:
+        raise InvalidError(f"model {str(sources.base)!r} has other sizes than {recipe.name}")
+    make_directory(directory)
+    hooks.on_phase("vocabulary")
+    vocabulary = vocabulary_of(sources, recipe, directory)
+    hooks.on_phase("packing")
+    pack_corpus(sources, vocabulary, directory, lambda done: hooks.on_phase(f"packed {done}"))
+
+
+def learn(
+    sources: Sources,
+    recipe: Recipe,
+    directory: Path,
+    *,
+    hooks: Hooks,
+    max_seconds: float = math.inf,
+    workers: Workers | None = None,
+) -> Pretrained:
+    """The rest of a run that is prepared; of several workers the first leaves the model."""
+    vocabulary = vocabulary_of(sources, recipe, directory)
+    packed = pack_corpus(sources, vocabulary, directory)
+    first = workers is None or workers.rank == 0
+    outcome = fit(
+        recipe,
+        packed,
+        traits_of(vocabulary),
+        directory=directory,
+        on_progress=_recorder(directory / METRICS, hooks.on_progress) if first else lambda _: None,
+        max_seconds=max_seconds,
+        workers=workers,
+        start=None if sources.base is None else load_weights(sources.base)[1],
+    )
+    if not first:
+        return Pretrained(directory / MODEL, outcome, parameters(recipe.model))
+    lineage = {
+        "name": f"soma-lm-{recipe.name}",
+        "lineage": json.dumps(_facts(recipe, packed, outcome)),
+    }
+    model = save_model(
+        directory / MODEL, recipe.model, outcome.learner.exported(), vocabulary, lineage
+    )
+    return Pretrained(model, outcome, parameters(recipe.model))
+
+
+def vocabulary_of(sources: Sources, recipe: Recipe, directory: Path) -> Vocabulary:
+    """The vocabulary of this run: the one named, the one learnt before, or a new one.
+
+    Raises:
+        InvalidError: it has another size than the model.
+    """
+    kept = directory / TOKENIZER
+    if sources.base is not None:
+        vocabulary = load_weights(sources.base)[2]
+    elif sources.tokenizer is not None:
+        vocabulary = Vocabulary.load(sources.tokenizer)
+    elif kept.is_file():
+        vocabulary = Vocabulary.load(kept)
+    else:
+        found = read(files_of(sources.corpus))
+        texts = (r.document for r in found if isinstance(r.document, str))
+        vocabulary = Vocabulary.learn(texts, recipe.model.vocab_size)
+    if vocabulary.size != recipe.model.vocab_size:
+        raise InvalidError(
+            f"the vocabulary has {vocabulary.size} tokens, the model {recipe.model.vocab_size}; "
+            "use a vocabulary of that size, or --vocab"
+        )
+    write_atomic(kept, vocabulary.source.encode())
+    return vocabulary
+
+
+def pack_corpus(
+    sources: Sources,
+    vocabulary: Vocabulary,
+    directory: Path,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Packed:
+    """The corpus as token ids in the run's folder; `on_progress` hears how many files are done."""
+    held_out = [] if sources.held_out is None else files_of(sources.held_out)
+    corpus = [file for file in files_of(sources.corpus) if file not in held_out]
+    return pack(corpus, vocabulary, directory / TOKENS, held_out=held_out, on_progress=on_progress)
+
+
+def _recorder(file: Path, also: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Append each step to the live curve; what a run that is gone on with takes again is cut."""
+    kept = [line for line in file.read_text().splitlines() if line] if file.exists() else []
+    first = True
+
+    def write(progress: Progress) -> None:
+        nonlocal first
+        if first:
+            whole = [line for line in kept if _step(line) < progress.step]
+            file.write_text("".join(line + "\n" for line in whole))
+            first = False
+        with file.open("a") as output:
+            output.write(json.dumps(_without_nan(asdict(progress))) + "\n")
+        also(progress)
+
+    return write
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # half a line: the run was killed while it wrote
+
+
+def _without_nan(record: dict[str, float | None]) -> dict[str, float | None]:
+    """JSON knows no NaN."""
+    return {
+        name: None if value is not None and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+
+
+def _facts(recipe: Recipe, packed: Packed, outcome: Outcome) -> dict[str, object]:
+    """The lineage that the model's file tells."""
+    return {
+        "recipe": recipe.facts(),
+        "parameters": parameters(recipe.model),
+        "corpus": packed.identity,
+        "corpus_tokens": len(packed.train),
+        "held_out_tokens_judged": min(EVALUATED, len(packed.held_out)),
+        "steps": outcome.step,
+        "tokens": outcome.tokens,
+        "seconds": outcome.seconds,
+        "ended": outcome.ended,
+        **_without_nan({"train_loss": outcome.loss, "bits_per_byte": outcome.bits_per_byte}),
+    }

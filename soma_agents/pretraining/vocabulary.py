@@ -1,0 +1,103 @@
+"""A byte-level BPE of one's own, with marks for the ends of documents and turns."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from arbiters.errors import CorruptError
+from soma_agents.language.symbols.bpe import Bpe
+from soma_agents.language.symbols.pieces import Ids
+from soma_agents.language.tokenizer import ChatTokenizer
+
+END, TURN, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIAL = (END, TURN, TURN_END)
+"""The end of a document, and ChatML's marks; they have the last ids."""
+
+MARKS = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
+
+SAMPLE = 24_000_000
+"""Characters that a vocabulary is learnt from: more changes few of its words."""
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Vocabulary:
+    """Text → token ids, for packing a corpus.
+
+    Raises:
+        CorruptError: `source` is no tokenizer.json, or lacks the marks.
+        InvalidError: it is of another kind than byte-level BPE.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._bpe = Bpe(source)
+        if missing := [mark for mark in SPECIAL if mark not in self._bpe.special]:
+            raise CorruptError(f"the vocabulary has no {missing[0]!r}; use one that SOMA learnt")
+        self.size = self._bpe.vocab_size
+        self.end, self.turn_end = self._bpe.special[END], self._bpe.special[TURN_END]
+
+    @classmethod
+    def learn(cls, texts: Iterable[str], size: int) -> "Vocabulary":
+        """Learn `size` tokens, the marks counted.
+
+        Raises:
+            InvalidError: `size` is below what bytes need, or more than the texts hold.
+        """
+        return cls(Bpe.train(_sample(texts), size, SPECIAL).source)
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocabulary":
+        """Read a tokenizer.json.
+
+        Raises:
+            NotFoundError: it is not there.
+            CorruptError, InvalidError: as the class says.
+        """
+        return cls(Bpe.load(path).source)
+
+    def encode(self, text: str) -> Ids:
+        """(N,) token ids; the marks of a conversation in it become those tokens."""
+        special = self._bpe.special
+        parts = [
+            np.array([special[part]], np.uint32) if part in special else self._bpe.encode(part)
+            for part in MARKS.split(text)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def texts(self) -> list[str]:
+        """What each token stands for, marks as they are written; broken UTF-8 is U+FFFD."""
+        return [piece.decode(errors="replace") for piece in self._bpe.pieces.tolist()]
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(V,) bytes of text that each token stands for; marks stand for none."""
+        lengths = self._bpe.pieces.lengths.copy()
+        lengths[list(self._bpe.special.values())] = 0
+        return lengths
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a reply: that of a turn, that of a document."""
+        return (self.turn_end, self.end)
+
+    def chat(self) -> ChatTokenizer:
+        """The same as the engine knows it."""
+        return ChatTokenizer.from_json(
+            self.source, template=TEMPLATE, eos_ids=self.ends, most_tokens=self.size
+        )
+
+
+def _sample(texts: Iterable[str]) -> Iterator[str]:
+    total = 0
+    for text in texts:
+        if total >= SAMPLE:
+            return
+        total += len(text)
+        yield text

@@ -1,0 +1,71 @@
+from dataclasses import replace
+
+import pytest
+
+from arbiters.errors import InvalidError
+from soma_agents.pretraining.planning import Machine, nearest, plan, require
+from soma_agents.pretraining.recipe import SHOWCASE, V1, of_depth, parameters
+
+MACHINE = Machine(products=4e11, passes=1e10, memory=16 << 30, cores=2)
+
+
+def test_a_plan_counts_what_the_model_has():
+    found = plan(V1, MACHINE)
+
+    assert found.parameters == parameters(V1.model)
+    assert found.weights > 12 * found.parameters
+    assert found.fits
+
+
+def test_larger_takes_more_of_everything():
+    small, large = plan(SHOWCASE, MACHINE), plan(V1, MACHINE)
+
+    assert large.memory > small.memory
+    assert large.tokens_per_second < small.tokens_per_second
+
+
+def test_recomputing_trades_time_for_memory():
+    plain, thrifty = plan(V1, MACHINE), plan(replace(V1, recompute=True), MACHINE)
+
+    assert thrifty.activations < plain.activations / 3
+    assert thrifty.seconds > plain.seconds
+
+
+def test_what_cannot_fit_is_refused_with_the_nearest_that_does():
+    cramped = replace(MACHINE, memory=3 << 30)
+
+    with pytest.raises(
+        InvalidError, match=r"v1 .* needs .* GiB .*the nearest that fits: --micro-rows"
+    ):
+        require(replace(V1, micro_rows=64), cramped)
+
+
+def test_the_nearest_that_fits_fits():
+    cramped = replace(MACHINE, memory=3 << 30)
+
+    said = nearest(replace(V1, micro_rows=64), cramped)
+
+    rows = int(said.split()[1])
+    assert plan(replace(V1, micro_rows=rows), cramped).fits
+    assert not plan(replace(V1, micro_rows=2 * rows), cramped).fits
+
+
+def test_where_nothing_fits_that_is_said():
+    with pytest.raises(InvalidError, match="nothing of its kind fits"):
+        require(V1, replace(MACHINE, memory=1 << 20))
+
+
+def test_long_contexts_are_planned_without_being_allocated():
+    recipe = of_depth(12)
+    long = replace(
+        recipe,
+        model=replace(recipe.model, context=131_072),
+        row=131_072,
+        batch_tokens=131_072,
+        micro_rows=1,
+    )
+
+    found = plan(long, MACHINE)
+
+    assert found.memory > 100 << 30
+    assert not found.fits
