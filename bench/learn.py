@@ -35,7 +35,7 @@ from soma_agents.training.loop import Alone
 from soma_agents.training.schedules import share
 
 TARGET_TOKENS, TARGET_TIME = 0.03, 0.08
-PEER_RATE = 1e-3
+PEER_RATE = 2e-3
 """The peer's learning rate; see docs/log.md for how it and ours were chosen."""
 BYTES_PER_TOKEN = 4.5
 """Text to prepare for each token of a run, with some to spare."""
