@@ -59,7 +59,7 @@ SMALL = {
     "TRAINING__LEARNING_RATE": "1e-3",
     "TRAINING__BATCH_TOKENS": "512",
     "TRAINING__CHECKPOINT_EVERY_S": "1",
-    "EVALUATION__MAX_ITEMS": "60",
+    "EVALUATION__MAX_ITEMS": "80",
 }
 """A round in about a minute: the real model, few steps, few items."""
 
@@ -70,9 +70,9 @@ def daemon(tmp_path_factory):
     small = {f"SOMA_{name}": value for name, value in SMALL.items()}
     daemon = Daemon(tmp_path_factory.mktemp("daemon"), **small)
     daemon.up()
-    everything = [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
+    everything = [psutil.Process(process["pid"]) for process in daemon.processes()]
     yield daemon
-    everything += [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
+    everything += [psutil.Process(process["pid"]) for process in daemon.processes()]
     daemon.down()
     assert [process for process in everything if lives(process)] == []
 

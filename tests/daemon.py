@@ -12,6 +12,9 @@ from pathlib import Path
 import httpx2
 import psutil
 
+from soma_agents.app.lock import holder_of
+from soma_agents.app.processes import processes
+
 SOMA = Path(sys.executable).with_name("soma")
 START_SECONDS = 240
 
@@ -57,8 +60,13 @@ class Daemon:
     def status(self):
         return json.loads(self.soma("status", "--json").stdout)
 
+    def processes(self):
+        """As `soma status` lists them, without its start, which costs as much as a kill."""
+        supervisor = holder_of(self.home)
+        return processes(supervisor) if supervisor else []
+
     def pid(self, role):
-        return next(p["pid"] for p in self.status()["processes"] if p["role"] == role)
+        return next(p["pid"] for p in self.processes() if p["role"] == role)
 
     def kill(self, role):
         """Kill a process at once and return its pid."""

@@ -19,7 +19,7 @@ def alone(tmp_path):
     daemon = Daemon(tmp_path / "home", SOMA_CLUSTER__RUNTIME="local", SOMA_ENGINE__MODEL=str(model))
     daemon.up()
     yield daemon
-    everything = [psutil.Process(process["pid"]) for process in daemon.status()["processes"]]
+    everything = [psutil.Process(process["pid"]) for process in daemon.processes()]
     daemon.down()
     assert [process for process in everything if lives(process)] == []
 

@@ -1,9 +1,13 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+import ray
 
 from soma_agents.language.sou.checkpoint import SouCheckpoint
-from soma_agents.pretraining.run import Sources, pretrain
+from soma_agents.pretraining.run import MODEL, Sources, pretrain
 
 pytestmark = [
     pytest.mark.ray,
@@ -14,14 +18,32 @@ pytestmark = [
 ]
 
 
-def test_two_workers_learn_what_one_process_learns(tmp_path, prose, make_recipe):
-    from soma_agents.pretraining.ray_train import pretrain_with_ray
+DRIVER = """
+import json, sys
+from pathlib import Path
+import ray
+from soma_agents.pretraining.ray_train import pretrain_with_ray
+from soma_agents.pretraining.recipe import Recipe
+from soma_agents.pretraining.run import Sources
+ray.init(log_to_driver=False)
+recipe = Recipe.of(json.loads(sys.argv[2]))
+pretrain_with_ray(Sources(Path(sys.argv[1])), recipe, Path(sys.argv[3]), workers=2)
+"""
+"""A driver of its own: workers of a SOMA's own driver do without what Ray Train imports."""
 
+
+def test_two_workers_learn_what_one_process_learns(tmp_path, prose, make_recipe):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in prose)
     (tmp_path / "corpus.jsonl").write_text(lines)
     sources = Sources(tmp_path / "corpus.jsonl")
 
-    together = pretrain_with_ray(sources, make_recipe(), tmp_path / "together", workers=2)
+    recipe = json.dumps(make_recipe().facts())
+    subprocess.run(
+        [sys.executable, "-c", DRIVER, sources.corpus, recipe, tmp_path / "together"],
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        check=True,
+    )
+    together = tmp_path / "together" / MODEL
     alone = pretrain(sources, make_recipe(), tmp_path / "alone")
 
     facts = json.loads(SouCheckpoint(together).file.directory.metadata["lineage"])

@@ -11,12 +11,18 @@ pytestmark = [pytest.mark.ray, pytest.mark.model, pytest.mark.slow]
 ONCE = ("RoundStarted", "DatasetExported", "TrainingFinished", "EvaluationFinished")
 
 
-def write_chats(path, count):
-    lines = (
-        json.dumps({"messages": [message.model_dump() for message in found.messages]})
-        for found in chatterbot_dialogues()[:count]
-    )
-    path.write_text("\n".join(lines))
+def teach(daemon, count):
+    """Real dialogues, of which every fourth is to judge by."""
+    conversations = [
+        {
+            "messages": [message.model_dump() for message in found.messages],
+            "source": found.source,
+            "digest": found.digest,
+            "held_out": index % 4 == 0,
+        }
+        for index, found in enumerate(chatterbot_dialogues()[:count])
+    ]
+    return daemon.http.post("/api/import", json={"conversations": conversations}).json()
 
 
 def events_of(daemon, kind):
@@ -29,12 +35,8 @@ def champion(daemon):
 
 
 @pytest.mark.timeout(560)
-def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_promoted_again(
-    daemon, tmp_path
-):
-    write_chats(tmp_path / "chats.jsonl", 330)
-    imported = json.loads(daemon.soma("import", str(tmp_path / "chats.jsonl"), "--json").stdout)
-    assert imported["conversations"] == 330
+def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_promoted_again(daemon):
+    assert teach(daemon, 320)["conversations"] == 320
     daemon.http.post("/api/training/rounds")
     daemon.until(lambda: events_of(daemon, "TrainingProgressed"))
 
