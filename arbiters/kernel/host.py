@@ -186,8 +186,8 @@ class Host:
         async with self._in_time(), self._ledger.transaction():
             said = list[Envelope]()
             for envelope in envelopes if self.arbiter.batch > 1 else ():
-                heard = await self.arbiter.react(decode(envelope), envelope)
-                said += [self._wrap(event, envelope, index) for index, event in enumerate(heard)]
+                for index, event in enumerate(await self.arbiter.react(decode(envelope), envelope)):
+                    said.append(self._wrap(event, envelope, index))
             self._unsent = self._unsent or bool(said)
             await self._ledger.advance(envelopes[-1].offset, said)
             if dug_up:

@@ -5,14 +5,13 @@ payload hash). The payload's hash is salted and the salt is erased with the payl
 short message could be found again by guessing.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from datetime import datetime
+from hashlib import sha256
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from arbiters.errors import InvalidError
 from arbiters.events import Envelope
@@ -41,7 +40,7 @@ ALL_COLUMNS = f"{ENVELOPE_COLUMNS}, salt, payload_hash, hash"
 
 _SALT_BYTES = 16
 _FIELDS_SET = frozenset(Envelope.model_fields)
-_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_new, _put, _time = Envelope.__new__, object.__setattr__, datetime.fromisoformat
 
 
 class Entry(NamedTuple):
@@ -118,8 +117,8 @@ def row_of(envelope: Envelope) -> Row:
         InvalidError: the payload is not JSON.
     """
     try:
-        payload = _text(envelope.payload)
-    except (TypeError, ValueError) as error:
+        payload = to_json(envelope.payload).decode()
+    except ValueError as error:
         raise cannot_store((0, envelope.id, envelope.type), error) from error
     return (
         envelope.offset,
@@ -146,35 +145,49 @@ def cannot_store(row: Row, error: Exception) -> InvalidError:
 
 
 def envelope_of(row: Row) -> Envelope:
-    """An envelope from `ENVELOPE_COLUMNS`, which were validated when they were written."""
-    fields: dict[str, Any] = dict(zip(FIELDS, row, strict=False))
-    fields["at"] = datetime.fromisoformat(row[4])
-    fields["payload"] = from_json(row[-1]) if row[-1] is not None else {}
-    return _constructed(fields)
+    """An envelope from `ENVELOPE_COLUMNS`, which were validated when they were written.
 
-
-def _constructed(fields: dict[str, Any]) -> Envelope:
-    """`Envelope.model_construct(**fields)` for all fields at once, eight times as fast.
-
-    Every event goes through here once for each arbiter.
+    Every event goes through here once for each arbiter. This is `Envelope.model_construct` for
+    all fields at once, ten times as fast.
     """
-    envelope = Envelope.__new__(Envelope)
-    put = object.__setattr__
-    put(envelope, "__dict__", fields)
-    put(envelope, "__pydantic_fields_set__", _FIELDS_SET)
-    put(envelope, "__pydantic_extra__", None)
-    put(envelope, "__pydantic_private__", None)
+    (
+        offset, id_, type_, version, at, tenant, user, key, producer, cause, correlation,
+        idempotency, payload,
+    ) = row  # fmt: skip
+    envelope = _new(Envelope)
+    _put(
+        envelope,
+        "__dict__",
+        {
+            "id": id_,
+            "type": type_,
+            "version": version,
+            "at": _time(at),
+            "tenant": tenant,
+            "user": user,
+            "key": key,
+            "producer": producer,
+            "cause": cause,
+            "correlation": correlation,
+            "idempotency": idempotency,
+            "payload": {} if payload is None else from_json(payload),
+            "offset": offset,
+        },
+    )
+    _put(envelope, "__pydantic_fields_set__", _FIELDS_SET)
+    _put(envelope, "__pydantic_extra__", None)
+    _put(envelope, "__pydantic_private__", None)
     return envelope
 
 
 def _payload_hash(salt: bytes, payload: str) -> bytes:
-    return hashlib.sha256(salt + payload.encode()).digest()
+    return sha256(salt + payload.encode()).digest()
 
 
 def _hashed(header: Sequence[Any]) -> bytes:
     """The header as it is hashed: as JSON, open in front for the offset."""
-    return _text(header)[1:].encode()
+    return to_json(header)[1:]
 
 
 def _chain(previous: bytes, offset: int, header: bytes, payload_hash: bytes) -> bytes:
-    return hashlib.sha256(previous + b"[%d," % offset + header + payload_hash).digest()
+    return sha256(previous + b"[%d," % offset + header + payload_hash).digest()

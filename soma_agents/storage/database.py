@@ -180,6 +180,27 @@ class Database:
             )
             return list(found)
 
+    async def change_soon(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """`change` that is durable only with what is written next, unless in a transaction.
+
+        The death of the process does not take it back; a power cut may.
+        """
+        if self._inside():
+            return await self.change(sql, parameters)
+        async with self._lock:
+            self._check_writable()
+            return await _settled(self._unsynced(sql, parameters))
+
+    async def _unsynced(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
+        await self._statement("PRAGMA synchronous = NORMAL")
+        try:
+            found: Iterable[Any] = await self._run(
+                self._connection.execute_fetchall(sql, parameters)
+            )
+            return list(found)
+        finally:
+            await self._statement("PRAGMA synchronous = FULL")
+
     async def execute_many(self, sql: str, parameters: Iterable[Sequence[Any]]) -> int:
         """Run one statement for each of the rows, in one transaction."""
         async with self.transaction():
@@ -381,7 +402,7 @@ def copying(source: Path, target: Path) -> Generator[sqlite3.Connection]:
 
 def as_text(at: datetime) -> str:
     """A time as it is stored: UTC in one width, so that the text sorts as the time does."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds")
+    return (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(timespec="microseconds")
 
 
 def _create(path: Path) -> None:

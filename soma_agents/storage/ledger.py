@@ -70,8 +70,8 @@ class SqliteLedger:
         )
 
     async def attempt(self, offset: int) -> int:
-        """See `Ledger.attempt`."""
-        ((count,),) = await self._database.change(
+        """See `Ledger.attempt`. It outlives what a handler can do to the process: no fsync."""
+        ((count,),) = await self._database.change_soon(
             "INSERT INTO attempts VALUES (?, 1)"
             " ON CONFLICT (offset) DO UPDATE SET count = count + 1 RETURNING count",
             (offset,),

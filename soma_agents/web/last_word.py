@@ -9,6 +9,8 @@ import json
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from soma_agents.web.refusals import RepeatRefusals
+
 PROXY_CALLBACK = "soma_agents.web.last_word:middlewares"
 RETRY_SECONDS = b"5"
 """About how long a replica takes to come back, where the model is small."""
@@ -27,7 +29,7 @@ _BODY = json.dumps(
 
 def middlewares() -> list[Middleware]:
     """What Serve puts around its proxy."""
-    return [Middleware(LastWord)]
+    return [Middleware(RepeatRefusals), Middleware(LastWord)]
 
 
 class LastWord:
