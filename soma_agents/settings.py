@@ -55,7 +55,9 @@ class ClusterSettings(Section):
     address: str = Field(
         default="", description="host:port of a Ray cluster to join; '' starts one"
     )
-    split_engine: bool = Field(default=False, description="engine apart from the gateway")
+    engines: int = Field(
+        default=0, ge=0, description="engines apart from the gateway; 0: one, in its process"
+    )
     dashboard_port: int = Field(default=8265, ge=1, le=65535, description="TCP port on loopback")
     gcs_port: int = Field(default=6380, ge=1, le=65535, description="TCP port of Ray's head")
     object_store_bytes: int = Field(
@@ -229,6 +231,11 @@ class Settings(Section):
     def keys_file(self) -> Path:
         """The API keys."""
         return self.home / "keys.json"
+
+    @property
+    def capacity(self) -> int:
+        """Replies that may be under way or waiting, over all engines."""
+        return self.engine.slots * max(1, self.cluster.engines) + self.server.max_waiting
 
     @property
     def url(self) -> str:

@@ -28,7 +28,7 @@ MAX_CALLS = 1000
 """Calls at once; a long poll holds one."""
 MAX_TOGETHER = 500
 """Appends of one process that go out in one call."""
-_WRITTEN_ROWS = 8000
+_WRITTEN_ROWS = 20_000
 """Rows that are kept as they are written on the wire, for all who read them."""
 COLLECT_AFTER = 50_000
 """Objects made, less those that died, before the garbage collector looks at them."""

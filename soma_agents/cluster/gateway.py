@@ -114,7 +114,7 @@ def deploy(settings: Settings, prepare: Callable[[str], None]) -> None:
 
 def _application(settings: Settings, prepare: Callable[[str], None]) -> serve.Application:
     server, json = settings.server, settings.model_dump_json()
-    requests = settings.engine.slots + server.max_waiting
+    requests, capacity = settings.engine.slots + server.max_waiting, settings.capacity
     options: dict[str, Any] = {
         "num_replicas": 1,
         "ray_actor_options": {"num_cpus": 1},
@@ -127,8 +127,11 @@ def _application(settings: Settings, prepare: Callable[[str], None]) -> serve.Ap
     }
     gateway: Any = serve.deployment(GatewayReplica, name="Gateway")
     gateway = gateway.options(**options)
-    if not settings.cluster.split_engine:
+    if not settings.cluster.engines:
         return gateway.bind(json, prepare)
     engine: Any = serve.deployment(EngineReplica, name="Engine")
-    light = gateway.options(ray_actor_options={"num_cpus": 0})
-    return light.bind(json, prepare, engine.options(**options).bind(json, prepare))
+    engine = engine.options(**options | {"num_replicas": settings.cluster.engines})
+    light = gateway.options(
+        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=capacity + LIGHT_REQUESTS
+    )
+    return light.bind(json, prepare, engine.bind(json, prepare))

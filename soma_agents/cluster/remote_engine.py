@@ -1,6 +1,6 @@
-"""The engine as a deployment of its own, and the engine's interface over a handle to it.
+"""Engines as a deployment of their own, and the engine's interface over a handle to them.
 
-For clusters, where gateway and engine run on different machines. Costs a hop a token.
+For clusters, where gateway and engines run on different machines. Costs a hop a token.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from arbiters.errors import NotFoundError, SomaError, UnavailableError
+from arbiters.errors import SomaError
 from soma_agents.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,18 +32,19 @@ class EngineReplica:
         prepare("engine")
         self._model, self._engine = await started_engine(Settings.model_validate_json(settings))
 
-    async def generate(self, request: "GenerationRequest") -> "AsyncIterator[Piece | Finished]":
+    async def generate(
+        self, request: "GenerationRequest", adapters: dict[str, str]
+    ) -> "AsyncIterator[Piece | Finished]":
+        """See `Engine.generate`. `adapters` are those there should be, with their directories."""
+        for adapter in self._engine.adapters() - adapters.keys():
+            await self._engine.unload_adapter(adapter)
+        if request.adapter in adapters:
+            await self.load_adapter(request.adapter, adapters[request.adapter])
         async for item in self._engine.generate(request):
             yield item
 
     async def load_adapter(self, adapter: str, directory: str) -> None:
         await self._engine.load_adapter(adapter, Path(directory))
-
-    async def unload_adapter(self, adapter: str) -> None:
-        await self._engine.unload_adapter(adapter)
-
-    async def use_cores(self, cores: tuple[int, ...]) -> None:
-        await self._engine.use_cores(cores)
 
     async def stats(self) -> "EngineStats":
         return self._engine.stats()
@@ -63,7 +64,7 @@ class RemoteEngine:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
-        self._directories: dict[str, Path] = {}
+        self._directories: dict[str, str] = {}
         from soma_agents.language.engine import EngineStats
 
         self._stats = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0.0)
@@ -74,13 +75,15 @@ class RemoteEngine:
         return frozenset(self._directories)
 
     async def load_adapter(self, adapter: str, directory: Path) -> None:
-        """See `Engine.load_adapter`. The replica reads the directory: it must be shared."""
+        """See `Engine.load_adapter`. The replicas read the directory: it must be shared.
+
+        One of them tries it now, the others when they need it.
+        """
         await _ours(self._handle.load_adapter.remote(adapter, str(directory)))
-        self._directories[adapter] = directory
+        self._directories[adapter] = str(directory)
 
     async def unload_adapter(self, adapter: str) -> None:
-        """See `Engine.unload_adapter`."""
-        await _ours(self._handle.unload_adapter.remote(adapter))
+        """See `Engine.unload_adapter`; the replicas hear of it with their next request."""
         self._directories.pop(adapter, None)
 
     async def use_cores(self, cores: tuple[int, ...]) -> None:
@@ -100,23 +103,16 @@ class RemoteEngine:
         """Nothing: Serve stops the replica."""
 
     async def generate(self, request: "GenerationRequest") -> "AsyncIterator[Piece | Finished]":
-        """See `Engine.generate`."""
-        try:
-            async for item in self._stream(request):
-                yield item
-        except NotFoundError:
-            # A replica that was started anew has only the base model.
-            directory = self._directories.get(request.adapter or "")
-            if directory is None:
-                raise
-            await self.load_adapter(request.adapter or "", directory)
-            async for item in self._stream(request):
-                yield item
+        """See `Engine.generate`; what a replica leaves undone by its death another finishes."""
+        from soma_agents.cluster.takeover import taken_over
+
+        async for item in taken_over(self._stream, request):
+            yield item
 
     async def _stream(self, request: "GenerationRequest") -> "AsyncIterator[Piece | Finished]":
         handle: Any = self._handle.options(stream=True)
         # From no context: whether a reply goes on when its client leaves is the gateway's to say.
-        answer: Any = contextvars.Context().run(handle.generate.remote, request)
+        answer: Any = contextvars.Context().run(handle.generate.remote, request, self._directories)
         try:
             async for item in answer:
                 yield item
@@ -138,4 +134,6 @@ def _translated(error: Exception) -> SomaError:
     cause = error.cause if isinstance(error, RayTaskError) else None
     if isinstance(cause, SomaError):
         return cause
-    return UnavailableError(f"the engine cannot be reached: {error}")
+    from soma_agents.cluster.takeover import EngineLostError
+
+    return EngineLostError(f"the engine cannot be reached: {error}")

@@ -7,6 +7,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import structlog
@@ -19,8 +20,8 @@ from soma_agents.storage.chain import ALL_COLUMNS, Entry, envelope_of, placed
 from soma_agents.storage.chained_log import ChainedLog
 from soma_agents.storage.database import Database, Row, Schema
 
-_TAIL_ROWS = 8000
-_TAIL_CHARACTERS = 8_000_000
+_TAIL_ROWS = 20_000
+_TAIL_CHARACTERS = 16_000_000
 ARCHIVED_COLUMNS = f"{ALL_COLUMNS}, segment"
 """What `Archive.restored` reads."""
 
@@ -172,9 +173,7 @@ class SqliteEventLog(ChainedLog):
         """`_select` from memory: those who keep up need not ask the file."""
         first = self._tail[0][0]
         rows = self._tail[after + 1 - first : upto + 1 - first]
-        if types is not None:
-            rows = [row for row in rows if row[2] in types]
-        return rows[:limit]
+        return list(islice((row for row in rows if types is None or row[2] in types), limit))
 
     def _remember(self, rows: list[Row]) -> None:
         """Keep the newest rows in memory, of old ones half when they get too many."""

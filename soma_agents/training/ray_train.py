@@ -79,7 +79,7 @@ def train_with_ray(job: Job) -> None:
 def work(config: dict[str, Any]) -> None:
     """What each worker does, at low priority and on the trainer's cores."""
     job = Job.model_validate_json(config["job"])
-    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     keep_to(job.cores)
     context = ray.train.get_context()
     workers = GlooWorkers(context.get_world_rank(), context.get_world_size())

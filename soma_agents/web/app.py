@@ -77,8 +77,7 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
     app.add_middleware(BodyLimit, limit=server.max_body_bytes, limits=limits)
     burst = max(1.0, server.requests_per_minute * BURST_SECONDS / 60)
     rules = RateRules(per_minute=server.requests_per_minute, burst=burst)
-    capacity = services.settings.engine.slots + server.max_waiting
-    app.add_middleware(Places, capacity=capacity, paths=ANSWERS)
+    app.add_middleware(Places, capacity=services.settings.capacity, paths=ANSWERS)
     app.add_middleware(RateLimit, rules=rules)
     app.add_middleware(Authentication, settings=services.settings, keys=services.keys)
     app.add_middleware(Measured, meters=app.state.meters)

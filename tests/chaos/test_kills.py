@@ -1,6 +1,7 @@
 """What must survive when something is killed in the middle of its work."""
 
 import threading
+from functools import partial
 
 import psutil
 import pytest
@@ -47,8 +48,8 @@ def test_a_killed_part_comes_back_and_nothing_that_was_answered_is_lost(daemon, 
 
     assert again != killed
     assert set(answered) <= set(daemon.kept())
-    statistics = daemon.http.get("/api/conversation/statistics").json()
-    assert statistics["user"] >= len(answered)
+    statistics = partial(daemon.http.get, "/api/conversation/statistics")
+    daemon.until(lambda: statistics().json()["user"] >= len(answered))
 
 
 def test_a_killed_gateway_comes_back(daemon):
