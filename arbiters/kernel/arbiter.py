@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import cache
 from inspect import getmembers
-from types import AsyncGeneratorType
 from typing import Any, ClassVar, TypeVar
 
 from arbiters.events import Envelope, Event
@@ -59,7 +58,7 @@ class Arbiter:
     async def hear(self, event: Event, envelope: Envelope) -> Said:
         """Let the handler of this event's type run; what it says, as it says it."""
         said = self.handlers()[event.type](self, event, envelope)
-        if isinstance(said, AsyncGeneratorType):
+        if isinstance(said, AsyncGenerator):
             async with aclosing(said):
                 async for another in said:
                     yield another
@@ -69,7 +68,7 @@ class Arbiter:
     async def react(self, event: Event, envelope: Envelope) -> list[Event]:
         """Let the handler of this event's type run; all that it said."""
         said = self.handlers()[event.type](self, event, envelope)
-        if isinstance(said, AsyncGeneratorType):
+        if isinstance(said, AsyncGenerator):
             async with aclosing(said):
                 return [another async for another in said]
         await said
