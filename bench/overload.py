@@ -138,12 +138,10 @@ def memory(home: str) -> int:
     return sum(process.memory_full_info().pss for process in family if process.is_running())
 
 
-async def _highest(home: str, stop: asyncio.Event) -> int:
-    highest = 0
-    while not stop.is_set():
-        highest = max(highest, await asyncio.to_thread(memory, home))
-        await asyncio.sleep(5)
-    return highest
+async def _memory_at(seconds: float, home: str) -> int:
+    """When all have asked and most still wait. Not before: adding it up takes a core a second."""
+    await asyncio.sleep(seconds)
+    return await asyncio.to_thread(memory, home)
 
 
 async def measure(url: str, home: str, keys: list[str], seconds: float) -> dict[str, Any]:
@@ -154,11 +152,11 @@ async def measure(url: str, home: str, keys: list[str], seconds: float) -> dict[
         usual = median([await alone(quiet) for _ in range(5)])
         before = memory(home)
         polite = asyncio.create_task(one_at_a_time(quiet, stop))
-        highest = asyncio.create_task(_highest(home, stop))
+        fullest = asyncio.create_task(_memory_at(seconds, home))
         tally = await flood(loud, TIMES * best, seconds)
         stop.set()
         normal = await until_normal(quiet, usual)
-        served, growth = await polite, await highest - before
+        served, growth = await polite, await fullest - before
     return verdict(best, seconds, tally, served, normal=normal, growth=growth)
 
 
