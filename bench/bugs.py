@@ -48,7 +48,7 @@ BUGS: dict[str, Bug] = {
         f"{_CUTS}[event_log]",
     ),
     "synchronous = NORMAL": _bug(
-        _DATABASE, "synchronous = FULL", "synchronous = NORMAL", f"{_CUTS}[event_log]"
+        _DATABASE, 'synchronous = FULL",', 'synchronous = NORMAL",', f"{_CUTS}[event_log]"
     ),
     "manifest before the files": _bug(
         "soma_agents/storage/files.py",

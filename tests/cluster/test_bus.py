@@ -29,6 +29,7 @@ class ReopenedBus(Bus):
     async def reopen(self, path):
         await self._log.close()
         self._log = await SqliteEventLog.open(path)
+        self._written.clear()
 
     async def pid(self):
         return os.getpid()

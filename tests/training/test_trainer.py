@@ -134,10 +134,11 @@ async def test_a_killed_training_process_goes_on_and_finishes(tmp_path, dataset_
 async def test_leaving_the_iterator_ends_the_process(tmp_path, dataset_of):
     settings = tiny_settings(tmp_path, training=ENDLESS)
     request = await request_of(settings, await dataset_of(settings))
+    own = os.getpriority(os.PRIO_PROCESS, 0)
 
     async with aclosing(LocalTrainer(settings).train(request)) as events:
         await anext(events)
         process = trainer_process()
 
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    assert os.getpriority(os.PRIO_PROCESS, 0) == 0
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
