@@ -17,6 +17,10 @@ class InvalidError(SomaError):
     """Input that can never be accepted."""
 
 
+class ForbiddenError(SomaError):
+    """Who asks may not have this."""
+
+
 class BusyError(SomaError):
     """No room now; `retry_after` says in how many seconds to ask again."""
 

@@ -375,6 +375,36 @@ class ModelRolledBack(Event):
     because: str
 
 
+class SpecialistOffered(Event):
+    """A person offers a base model, as it lies among the models, to be asked for by name."""
+
+    name: str
+    model: str
+    dataset: str = ""
+    """Identity of the corpus that it was made from, if its file tells."""
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class SpecialistRegistered(Event):
+    """A base model answers from now on whoever asks for it by name."""
+
+    name: str
+    model: str
+    dataset: str = ""
+
+
+class SpecialistUnwanted(Event):
+    """A person asks that a specialist answer nobody any more."""
+
+    name: str
+
+
+class SpecialistRetired(Event):
+    """A specialist answers nobody any more."""
+
+    name: str
+
+
 class RequestRefused(Event):
     """What a person asked for could not be done; the envelope's cause says which request."""
 

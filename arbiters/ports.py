@@ -377,6 +377,26 @@ class Registry(Protocol):
         """
         ...
 
+    async def add_specialist(self, version: ModelVersion) -> None:
+        """Let a base model be asked for by its name; again after it was retired.
+
+        Raises:
+            ConflictError: another model has or had the name.
+        """
+        ...
+
+    async def retire_specialist(self, name: str) -> None:
+        """Let nobody ask for a specialist any more.
+
+        Raises:
+            NotFoundError: none of that name may be asked for.
+        """
+        ...
+
+    async def specialists(self) -> list[ModelVersion]:
+        """Those that may be asked for, by name."""
+        ...
+
     async def install(self, version: ModelVersion, *, at: datetime) -> None:
         """Make the first model (the base) champion; nothing when there is a pointer."""
         ...

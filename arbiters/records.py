@@ -138,16 +138,17 @@ class RoundState:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A model the registry knows. `id` is a content hash, `name` soma-vN is never reused.
+    """A model the registry knows. `id` is a content hash, `name` is never reused.
 
-    `path` is the adapter's directory, empty for the base model itself.
+    `name` is soma-vN, or that of a specialist. `path` is the adapter's directory, empty for a base
+    model itself.
     """
 
     id: str
     name: str
     base: str
     path: str
-    stage: Literal["candidate", "champion", "retired", "rejected", "held"]
+    stage: Literal["candidate", "champion", "retired", "rejected", "held", "specialist"]
     dataset: str
     round: str
     hyperparameters: Mapping[str, Any]

@@ -24,7 +24,7 @@ import httpx2
 
 from arbiters.events import ChatMessage
 from bench.round import free_port
-from policies.personality import DEFAULTS, describe
+from policies.personality import DEFAULTS
 from soma_agents.language.engine import Engine
 from soma_agents.language.model import LanguageModel, load_model
 from soma_agents.language.requests import Piece
@@ -57,7 +57,7 @@ async def _first_piece(engine: Engine, model: LanguageModel, number: int) -> flo
         [ChatMessage(role="user", content=QUESTION.format(number))],
         Sampling(temperature=0.0, max_tokens=2),
         adapter=None,
-        known=Known(personality=describe(DEFAULTS)),
+        known=Known(personality=DEFAULTS),
         tenant="local",
     )
     first = 0.0

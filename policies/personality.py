@@ -255,6 +255,16 @@ def _step(value: float, pull: float, rules: PersonalityRules) -> float:
     return min(max(value + step, rules.floor), rules.ceiling)
 
 
+def around(set_points: Mapping[str, float], dimensions: Mapping[str, float]) -> dict[str, float]:
+    """A personality that has moved from set-points of its own as another has from the defaults."""
+    return {
+        name: min(
+            max(set_points.get(name, default) + dimensions.get(name, default) - default, 0), 1
+        )
+        for name, default in DEFAULTS.items()
+    }
+
+
 # --- in words ------------------------------------------------------------------------------
 
 _TOLD = 3

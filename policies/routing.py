@@ -1,13 +1,16 @@
 """Which specialist and which model answers? Asked in the gateway, for every message."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 PERSONAL = "personal"
 """The specialist that talks with its user."""
 ALIASES = frozenset({"", "soma", "default"})
 """Names that ask for whatever is in service."""
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_VERSION = re.compile(r"soma-v\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class RoutingFacts:
     champion: str
     models: Mapping[str, str]
     """Name → id of every model that may be asked for; ids are understood as well."""
+    specialists: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name → id of the model of every specialist beside the personal one."""
     requested: str | None = None
     canary: Canary | None = None
 
@@ -64,13 +69,25 @@ def route(facts: RoutingFacts) -> Route | UnknownModel:
 
 
 def _by_name(facts: RoutingFacts, requested: str) -> Route | UnknownModel:
+    if requested in facts.specialists:
+        because = f"specialist {requested!r} was asked for by name"
+        return Route(requested, facts.specialists[requested], None, because)
     model = facts.models.get(requested)
     if model is None and requested in facts.models.values():
         model = requested
     if model is None:
-        known = ", ".join(sorted({*facts.models, "soma"}))
+        known = ", ".join(sorted({*facts.models, *facts.specialists, "soma"}))
         return UnknownModel(f"there is no model {requested!r}; there are {known}")
     return Route(PERSONAL, model, None, f"model {requested!r} was asked for by name")
+
+
+def name_problem(name: str) -> str | None:
+    """Why a specialist cannot be called so; None if it can."""
+    if name in {*ALIASES, PERSONAL} or _VERSION.fullmatch(name):
+        return f"{name!r} is a name that SOMA itself answers to; choose another"
+    if not _NAME.fullmatch(name):
+        return f"{name!r} is no name; use small letters, digits and '-', a letter first, 40 at most"
+    return None
 
 
 def bucket(user: str, conversation: str, experiment: str) -> float:

@@ -112,6 +112,9 @@ class EngineSettings(Section):
         default=512, ge=1, description="tokens of an answer unless the request says"
     )
     adapters: int = Field(default=4, ge=1, description="adapters kept loaded")
+    specialists: int = Field(
+        default=2, ge=0, description="base models kept loaded beside the first; 0: none may be"
+    )
 
 
 class TrainingSettings(Section):

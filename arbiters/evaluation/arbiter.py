@@ -6,6 +6,7 @@ from datetime import datetime
 from math import isfinite
 from typing import Any, ClassVar
 
+from arbiters.evaluation.specialists import SpecialistRegistrar
 from arbiters.evaluation.verdicts import Gate, experiment_of, metric
 from arbiters.events import (
     CandidateRegistered,
@@ -26,7 +27,7 @@ from arbiters.events import (
     RoundStarted,
     TrainingFinished,
 )
-from arbiters.kernel.arbiter import Arbiter, Said, on, query
+from arbiters.kernel.arbiter import Said, on, query
 from arbiters.ports import Clock, ExperimentStore, Registry
 from arbiters.records import ExperimentState, ModelVersion, Pointer
 from policies.evaluation import Unmeasurable, paired
@@ -62,7 +63,7 @@ class Serving:
     canary: Trial | None
 
 
-class EvaluationArbiter(Arbiter):
+class EvaluationArbiter(SpecialistRegistrar):
     """Weighs candidates and moves the champion pointer; nobody else does either.
 
     `rules` gives the rules for the n-th candidate ever. They are stored with the experiment before
@@ -79,10 +80,9 @@ class EvaluationArbiter(Arbiter):
         clock: Clock,
         rules: Callable[[int], PromotionRules],
     ) -> None:
+        super().__init__(registry=registry, clock=clock)
         self._gate = Gate(registry=registry, experiments=experiments, clock=clock)
-        self._registry = registry
         self._experiments = experiments
-        self._clock = clock
         self._rules = rules
 
     # --- a candidate appears ---------------------------------------------------------------

@@ -75,6 +75,8 @@ class MemoryRegistry(Memory):
 
     def __init__(self) -> None:
         self._models: dict[str, ModelVersion] = {}
+        self._specialists: dict[str, ModelVersion] = {}
+        self._retired: set[str] = set()
         self._pointer: Pointer | None = None
 
     async def register(self, version: ModelVersion) -> ModelVersion:
@@ -102,6 +104,22 @@ class MemoryRegistry(Memory):
         if self._pointer is not None and self._pointer.champion == found.id:
             raise ConflictError(f"{found.name} is the champion; swap the pointer first")
         self._models[found.id] = replace(found, stage=cast("Any", stage))
+
+    async def add_specialist(self, version: ModelVersion) -> None:
+        known = self._specialists.get(version.name)
+        if known is not None and known.id != version.id:
+            raise ConflictError(f"the name {version.name!r} belongs to {known.id}; choose another")
+        self._specialists.setdefault(version.name, version)
+        self._retired.discard(version.name)
+
+    async def retire_specialist(self, name: str) -> None:
+        if name not in self._specialists or name in self._retired:
+            raise NotFoundError(f"no specialist is called {name!r}; see 'soma models'")
+        self._retired.add(name)
+
+    async def specialists(self) -> list[ModelVersion]:
+        names = sorted(self._specialists.keys() - self._retired)
+        return [self._specialists[name] for name in names]
 
     async def pointer(self) -> Pointer:
         if self._pointer is None:

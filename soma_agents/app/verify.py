@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from arbiters.errors import CorruptError, SomaError
+from arbiters.errors import CorruptError, InvalidError, SomaError
 from soma_agents.app.doctor import Finding
+from soma_agents.language.source import base_id, locate
 from soma_agents.runtime.assembly import ARBITERS, schemas_of
 from soma_agents.settings import Settings
 from soma_agents.storage.archive import Archive
@@ -25,6 +26,7 @@ from soma_agents.storage.keys import ApiKeys
 
 _REBUILT = "move it elsewhere and it is made anew from the event log"
 _IN_USE = "SELECT id FROM models WHERE path <> '' AND stage IN ('champion', 'retired', 'held')"
+_SPECIALISTS = "SELECT model FROM specialists WHERE NOT retired"
 
 
 def verify(
@@ -55,6 +57,7 @@ def look(settings: Settings) -> None:
 
     Raises:
         CorruptError: one is damaged, has a log that is not its own, or is ahead of the event log.
+        InvalidError: what was learnt belongs to another model than `engine.model`.
         SomaError: one is of a newer SOMA.
     """
     end = _newest(settings.log_file) if settings.log_file.exists() else 0
@@ -64,6 +67,8 @@ def look(settings: Settings) -> None:
             with _reading(file, *schemas_of(arbiter)) as database:
                 if not settings.log.url:
                     _not_ahead(settings, file, _cursor(database), end)
+                if _has(database, "models"):
+                    _same_base(settings, database)
     ApiKeys(settings.keys_file, SystemClock()).list()
 
 
@@ -117,9 +122,8 @@ def _server(url: str) -> str:
 
 def _newest(file: Path) -> int:
     with _reading(file, SqliteEventLog.schema) as database:
-        tables = database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'events'").fetchall()
         newest = "SELECT coalesce(max(offset), 0) FROM events"
-        return int(database.execute(newest).fetchone()[0]) if tables else 0
+        return int(database.execute(newest).fetchone()[0]) if _has(database, "events") else 0
 
 
 def _arbiter(settings: Settings, arbiter: str, end: int | None) -> list[Finding]:
@@ -147,8 +151,25 @@ def _not_ahead(settings: Settings, file: Path, cursor: int, end: int) -> None:
 
 
 def _cursor(database: sqlite3.Connection) -> int:
-    tables = database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'cursor'").fetchall()
-    return int(database.execute("SELECT offset FROM cursor").fetchone()[0]) if tables else 0
+    offset = "SELECT offset FROM cursor"
+    return int(database.execute(offset).fetchone()[0]) if _has(database, "cursor") else 0
+
+
+def _has(database: sqlite3.Connection, table: str) -> bool:
+    named = database.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,))
+    return named.fetchone() is not None
+
+
+def _same_base(settings: Settings, registry: sqlite3.Connection) -> None:
+    source = settings.engine.model
+    first = registry.execute("SELECT id FROM models WHERE number = 0").fetchone()
+    if first is not None and (found := base_id(locate(source))) != first[0]:
+        raise InvalidError(
+            f"engine.model = {source!r} is {found}, but what {settings.home} holds was learnt over "
+            f"{first[0]}; set engine.model back and let this model answer beside it (`soma models "
+            "add FILE --specialist NAME`), or begin another data directory with --home; if nobody "
+            "changed it, restore a backup"
+        )
 
 
 def _whole(database: sqlite3.Connection, file: Path) -> None:
@@ -191,6 +212,8 @@ def _models(settings: Settings, copies: Settings) -> list[Finding]:
     try:
         with _reading(registry, *schemas_of("evaluation")) as database:
             names = [name for (name,) in database.execute(_IN_USE)]
+            if _has(database, "specialists"):
+                names += [name for (name,) in database.execute(_SPECIALISTS)]
     except (SomaError, sqlite3.Error):
         return findings  # said of the database already
     missing = [name for name in names if not (models / name).is_dir()]

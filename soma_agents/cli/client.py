@@ -8,11 +8,17 @@ from typing import Any
 
 import httpx2
 
-from arbiters.errors import ConflictError, NotFoundError, SomaError, UnavailableError
+from arbiters.errors import (
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    SomaError,
+    UnavailableError,
+)
 from soma_agents.settings import Settings
 
 PATIENCE_S = 120.0
-_ERRORS = {404: NotFoundError, 409: ConflictError, 503: UnavailableError}
+_ERRORS = {403: ForbiddenError, 404: NotFoundError, 409: ConflictError, 503: UnavailableError}
 
 
 class Daemon:
@@ -37,6 +43,10 @@ class Daemon:
     def post(self, path: str, body: Any = None, *, seconds: float = PATIENCE_S) -> Any:
         """POST JSON and decode."""
         return self._call("POST", path, json={} if body is None else body, timeout=seconds)
+
+    def delete(self, path: str) -> Any:
+        """DELETE and decode."""
+        return self._call("DELETE", path)
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         try:

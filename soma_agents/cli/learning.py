@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,8 +19,13 @@ ModelName = Annotated[str, typer.Argument(help="Name (soma-v2) or id of a model 
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    for command in (train, receipts, models, promote, rollback):
+    for command in (train, receipts, promote, rollback):
         app.command()(command)
+    models_app = typer.Typer(invoke_without_command=True)
+    models_app.callback()(models)
+    models_app.command()(add)
+    models_app.command()(remove)
+    app.add_typer(models_app, name="models")
 
 
 def train(
@@ -132,13 +138,43 @@ def print_receipt(receipt: dict[str, Any]) -> None:
 
 
 def models(context: typer.Context, home: Home = None, json: Json = False) -> None:
-    """List every model version with its stage, newest first."""
+    """List every model version with its stage, newest first; then the specialists."""
+    if context.invoked_subcommand is not None:
+        return
     found = Daemon(settings_of(context, home)).get("/api/models")["data"]
     if json:
         print_json(found)
         return
     rows = [(m["name"], m["stage"], m["id"], m["registered_at"][:19]) for m in found]
     print_table(("name", "stage", "id", "registered"), rows)
+
+
+def add(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A .sou file that can converse.")],
+    specialist: Annotated[str, typer.Option("--specialist", help="Name to be asked for by.")],
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Let a model of one's own be asked for by name, beside the first one."""
+    from soma_agents.runtime.bases import keep_base
+
+    settings = settings_of(context, home)
+    daemon = Daemon(settings)
+    model = keep_base(file.absolute(), settings.home / "models")
+    answer = daemon.post("/api/specialists", {"name": specialist, "model": model})
+    print_json(answer) if json else print(f"{specialist} answers as {model} now")
+
+
+def remove(
+    context: typer.Context,
+    specialist: Annotated[str, typer.Argument(help="Name of a specialist.")],
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Let nobody ask for a specialist any more; its file stays among the models."""
+    answer = Daemon(settings_of(context, home)).delete(f"/api/specialists/{specialist}")
+    print_json(answer) if json else print(f"{specialist} answers nobody any more")
 
 
 def promote(

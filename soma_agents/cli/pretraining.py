@@ -11,15 +11,28 @@ from typing import Annotated, Any
 
 import typer
 
+from arbiters.errors import InvalidError
 from soma_agents.cli.options import Json, print_json, print_table
 
 Corpus = Annotated[Path, typer.Argument(help="A file or folder of text; see docs/pretraining.md.")]
 Preset = Annotated[str, typer.Option("--preset", help="showcase or v1.")]
+MaybePreset = Annotated[
+    str | None, typer.Option("--preset", help="showcase (unless you say) or v1.")
+]
 Depth = Annotated[int | None, typer.Option("--depth", help="Derive everything from it instead.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; an old one goes on.")]
 HeldOut = Annotated[Path | None, typer.Option("--held-out", help="Text to judge by, not to learn.")]
 Tokenizer = Annotated[Path | None, typer.Option("--tokenizer", help="A tokenizer.json to use.")]
-Base = Annotated[Path | None, typer.Option("--from", help="Begin with this model's weights.")]
+Base = Annotated[
+    Path | None,
+    typer.Option("--from", help="Go on with this model; of dialogues it learns the replies."),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system", help="With --from: what dialogues begin with; SOMA's persona unless you say."
+    ),
+]
 Tokens = Annotated[int | None, typer.Option("--tokens", help="How many tokens to learn from.")]
 Batch = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens of a step.")]
 Row = Annotated[int | None, typer.Option("--row", help="Tokens that are read together.")]
@@ -34,6 +47,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Of weights and order."
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens at most.")]
 Prompt = Annotated[str, typer.Argument(help="Text to go on with.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Say it to the model and hear its answer.")]
 Model = Annotated[Path, typer.Option("--model", help="A file that `soma pretrain` left.")]
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -49,12 +63,13 @@ def add_to(app: typer.Typer) -> None:
 
 def pretrain(
     corpus: Corpus,
-    preset: Preset = "showcase",
+    preset: MaybePreset = None,
     depth: Depth = None,
     out: Out = Path("soma-lm"),
     held_out: HeldOut = None,
     tokenizer: Tokenizer = None,
     base: Base = None,
+    system: System = None,
     tokens: Tokens = None,
     batch_tokens: Batch = None,
     row: Row = None,
@@ -70,9 +85,8 @@ def pretrain(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from soma_agents.pretraining import planning, run
 
-    recipe = _recipe(
-        preset,
-        depth,
+    begun = _begun(base, preset, depth)
+    recipe = begun.but(
         tokens=tokens,
         batch_tokens=batch_tokens,
         row=row,
@@ -81,15 +95,11 @@ def pretrain(
         recompute=recompute,
         seed=seed,
     )
-    if base is not None:
-        from soma_agents.pretraining.artifact import load_weights
-
-        recipe = recipe.but(model=load_weights(base)[0])
     planned = planning.require(recipe)
     shown: AbstractContextManager[Any] = nullcontext(run.Hooks()) if json else _Bar()
     with shown as hooks:
         made = run.pretrain(
-            run.Sources(corpus, held_out, tokenizer, base),
+            run.Sources(corpus, held_out, tokenizer, base, _system(base, system)),
             recipe,
             out.absolute(),
             hooks=hooks,
@@ -101,10 +111,13 @@ def pretrain(
         return
     bits = told["bits_per_byte"]
     judged = "no text held out" if bits is None else f"{bits:.4f} bits a byte held out"
+    if told["bits_per_byte_before"] is not None:
+        judged += f", {told['bits_per_byte_before']:.4f} before"
+    words = '--chat "Hello"' if base is not None else '"Once upon a time"'
     print(
         f"{told['parameters']:,} parameters, {told['ended']} after {told['tokens']:,} tokens in "
         f"{told['seconds']:.0f} s: {told['train_loss']:.3f} nats a token in training, {judged}\n"
-        f'soma generate "Once upon a time" --model {made.model}'
+        f"soma generate {words} --model {made.model}"
     )
 
 
@@ -122,8 +135,37 @@ def _told(made: Any, planned: Any) -> dict[str, Any]:
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "planned_bytes": planned.memory,
         "train_loss": round(outcome.loss, 4),
-        "bits_per_byte": None if math.isnan(outcome.bits_per_byte) else outcome.bits_per_byte,
+        "bits_per_byte_before": _number(outcome.before),
+        "bits_per_byte": _number(outcome.bits_per_byte),
     }
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _begun(base: Path | None, preset: str | None, depth: int | None) -> Any:
+    """The recipe that options change: that of a preset or a depth, or of a base to go on with."""
+    if base is None:
+        return _recipe(preset or "showcase", depth)
+    from soma_agents.pretraining import recipe as recipes
+    from soma_agents.pretraining.artifact import load_weights
+
+    if preset is not None or depth is not None:
+        raise InvalidError("--from brings its own sizes; leave out --preset and --depth")
+    return recipes.of_base(load_weights(base)[0])
+
+
+def _system(base: Path | None, said: str | None) -> str:
+    """What dialogues begin with that have no system message."""
+    if base is None:
+        if said is not None:
+            raise InvalidError("--system belongs to --from: name the model that learns to converse")
+        return ""
+    from soma_agents.persona.voice import PERSONA
+
+    return PERSONA if said is None else said
 
 
 def _recipe(preset: str, depth: int | None, **changes: Any) -> Any:
@@ -234,30 +276,34 @@ def generate(
     max_tokens: MaxTokens = 200,
     temperature: Temperature = 0.8,
     seed: Seed = None,
+    chat: Chat = False,
     json: Json = False,
 ) -> None:
-    """Go on with a text."""
+    """Go on with a text, or answer it."""
     from soma_agents.language.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens, seed=seed)
-    text, facts = asyncio.run(_generate(prompt, model.absolute(), sampling, show=not json))
+    work = _generate(prompt, model.absolute(), sampling, chat=chat, show=not json)
+    text, facts = asyncio.run(work)
     print_json({"text": text} | facts) if json else print()
 
 
 async def _generate(
-    prompt: str, file: Path, sampling: Any, *, show: bool
+    prompt: str, file: Path, sampling: Any, *, chat: bool, show: bool
 ) -> tuple[str, dict[str, Any]]:
     from soma_agents.language.engine import Engine
     from soma_agents.language.model import load_model
     from soma_agents.language.requests import GenerationRequest, Piece
+    from soma_agents.language.sou.answer import asked
 
     model = load_model(str(file))
-    ids = model.tokenizer.encode(prompt) or list(model.tokenizer.eos_ids)
+    text = asked(model, prompt) if chat else prompt
+    ids = model.tokenizer.encode(text) or list(model.tokenizer.eos_ids)
     engine = Engine(model, slots=1)
     engine.start()
     text, facts = "", {}
     try:
-        print(prompt, end="", flush=True) if show else None
+        print(prompt, end="", flush=True) if show and not chat else None
         async for item in engine.generate(GenerationRequest(tuple(ids), sampling)):
             if isinstance(item, Piece):
                 text += item.text

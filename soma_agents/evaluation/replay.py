@@ -107,7 +107,7 @@ class Replay:
         return score
 
     def _text(self, prompt: Sequence[ChatMessage], reply: str) -> ScoredText:
-        turns = as_soma(prompt)
+        turns = as_soma(prompt, system=self._model.card.system)
         return target_tokens(self._model.tokenizer, turns, reply, context=self._context)
 
     def _bits(self, arm: Arm, texts: Sequence[ScoredText]) -> list[float]:

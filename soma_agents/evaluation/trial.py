@@ -110,7 +110,8 @@ class Trial:
 
     def _tokens(self, prompt: Sequence[ChatMessage]) -> tuple[int, ...]:
         model = self._engine.model
-        text = model.tokenizer.render(as_soma(prompt), add_generation_prompt=True)
+        turns = as_soma(prompt, system=model.card.system)
+        text = model.tokenizer.render(turns, add_generation_prompt=True)
         tokens = model.tokenizer.encode(text)
         return tuple(tokens[-(model.config.context - ANSWER_TOKENS) :])
 

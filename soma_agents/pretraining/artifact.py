@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from soma_agents.language.architecture import TransformerConfig
+from soma_agents.language.sou.card import Card
 from soma_agents.language.sou.checkpoint import SouCheckpoint
 from soma_agents.language.sou.convert import planned
 from soma_agents.language.sou.writer import Draft, write_sou
@@ -20,8 +21,10 @@ def save_model(
     weights: Mapping[str, Tensor],
     vocabulary: Vocabulary,
     lineage: Mapping[str, str],
+    *,
+    card: Card | None = None,
 ) -> Path:
-    """Write the file whole or not at all, weights in bfloat16.
+    """Write the file whole or not at all, weights in bfloat16; `card` says how it is to be used.
 
     Raises:
         InvalidError: a weight is NaN or infinite.
@@ -33,6 +36,7 @@ def save_model(
         tokenizer=vocabulary.source,
         template=TEMPLATE,
         eos_ids=vocabulary.ends,
+        card=card or Card(),
         metadata={"weights": "BF16", **lineage},
     )
     write_sou(path, draft)

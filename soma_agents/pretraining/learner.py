@@ -115,13 +115,18 @@ class Learner(nn.Module):
                 master.grad += leaf.grad
                 leaf.grad = None
 
-    def loss(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What to descend, and the sum of nats, of tokens (B, T + 1) behind the first of each row."""
+    def loss(self, tokens: Tensor, learnt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What to descend, and the sum of nats, of tokens (B, T + 1) behind the first of each row.
+
+        With `learnt` (B, T) only where it is true.
+        """
         table = self.table()
         head = table.detach().to(self.dtype)
         hidden = self.hidden(tokens[:, :-1], table)
-        flat = hidden.reshape(-1, self.config.d_model)
-        nats = cross_entropy(flat, table, head, tokens[:, 1:].reshape(-1))
+        flat, targets = hidden.reshape(-1, self.config.d_model), tokens[:, 1:].reshape(-1)
+        if learnt is not None:
+            flat, targets = flat[learnt.reshape(-1)], targets[learnt.reshape(-1)]
+        nats = cross_entropy(flat, table, head, targets)
         if self.objectives is None:
             return nats, nats.detach()
         extra = self.objectives(hidden, tokens, table, head, self._known())
@@ -225,7 +230,17 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin with weights that `exported` gave."""
+        """Begin with weights that `exported` gave.
+
+        Raises:
+            InvalidError: norms have scales, which nothing here could learn or keep.
+        """
+        for name, weight in weights.items():
+            if "norm" in name and not torch.all(weight == 1):
+                raise InvalidError(
+                    f"{name!r} has scales of its own: only a model that `soma pretrain` made "
+                    "can be gone on with"
+                )
         self.embedding.copy_(weights["embedding.weight"])
         for name, weight in self.matrices.items():
             layer, site = name.split("-")

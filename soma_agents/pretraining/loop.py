@@ -21,9 +21,10 @@ from torch import Tensor
 from arbiters.errors import InvalidError
 from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.optimiser import Optimisers
-from soma_agents.pretraining.packed import Order, Packed, rows_of
+from soma_agents.pretraining.packed import Order, Packed, learnt, rows_of, unheard
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.structure import Traits
+from soma_agents.pretraining.vocabulary import Edges
 from soma_agents.training.checkpoints import Checkpoint, Checkpoints
 from soma_agents.training.loop import Alone, DivergedError, Workers
 
@@ -62,6 +63,8 @@ class Outcome:
     seconds: float
     loss: float
     bits_per_byte: float
+    before: float = math.nan
+    """Bits per byte of the weights that a run began with; nan if they were random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class _State:
     loss: float = math.nan
     best: float = math.inf
     worse: int = 0
+    before: float = math.nan
 
 
 def fit(
@@ -85,19 +89,22 @@ def fit(
     max_seconds: float = math.inf,
     workers: Workers | None = None,
     start: Mapping[str, Tensor] | None = None,
+    origin: str = "",
 ) -> Outcome:
     """Learn from the start, or go on from the newest checkpoint in `directory`.
 
-    `start` are weights to begin with, named as `Learner.exported` names them.
+    `start` are weights to begin with, named as `Learner.exported` names them; `origin` is the id
+    of the model that they are of.
 
     Raises:
         DivergedError: the loss or a gradient is NaN or infinite.
         InvalidError: the corpus is smaller than a batch, or its tokens are another vocabulary's.
     """
-    run = Run(recipe, packed, traits, directory=directory, workers=workers or Alone())
-    if start is not None:
-        run.learner.take(start)
-    run.resume()
+    run = Run(
+        recipe, packed, traits, directory=directory, workers=workers or Alone(), origin=origin
+    )
+    if not run.resume() and start is not None:
+        run.begin_with(start)
     return run.finish(run.train(on_progress, max_seconds))
 
 
@@ -112,6 +119,7 @@ class Run:
         *,
         directory: Path,
         workers: Workers,
+        origin: str = "",
     ) -> None:
         rows = rows_of(packed.train, recipe.row)
         if rows < recipe.rows:
@@ -119,6 +127,10 @@ class Run:
                 f"the corpus has {len(packed.train)} tokens, a batch takes "
                 f"{recipe.rows * recipe.row + 1}; bring more text, or use --batch-tokens "
                 f"{max(1, rows) * recipe.row} and --row {min(recipe.row, len(packed.train) - 1)}"
+            )
+        if recipe.replies_only and not unheard(len(packed.train), packed.heard):
+            raise InvalidError(
+                "no assistant says anything in the corpus: there is no reply to learn"
             )
         if len(traits.lengths) != recipe.model.vocab_size:
             raise InvalidError(
@@ -138,17 +150,23 @@ class Run:
         self._whole = True
         """False while an optimiser step has been taken in part."""
         self._best: dict[str, Tensor] = {}
-        facts = json.dumps([recipe.facts(), packed.identity], sort_keys=True)
+        facts = json.dumps([recipe.facts(), packed.identity, origin], sort_keys=True)
         self._checkpoints = Checkpoints(
             directory / "checkpoints", hashlib.sha256(facts.encode()).hexdigest()
         )
         self._saved_at = self._resumed_at = time.perf_counter()
         self._seconds_before = self._speed = 0.0
 
-    def resume(self) -> None:
-        """Take the newest whole checkpoint of this very run, if there is one."""
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Take these weights, and see how good they are; they stay unless others are better."""
+        self.learner.take(weights)
+        before = self._judge()  # it changes the state, too
+        self._state = replace(self._state, before=before)
+
+    def resume(self) -> bool:
+        """Take the newest whole checkpoint of this very run; whether there is one."""
         if (found := self._checkpoints.newest()) is None:
-            return
+            return False
         self._state = _State(**found.state)
         self._seconds_before = self._state.seconds
         tensors = found.tensors
@@ -161,6 +179,7 @@ class Run:
         self._optimisers.restore(
             {n.removeprefix(stem): t for n, t in tensors.items() if n.startswith(stem)}
         )
+        return True
 
     # --- running ---------------------------------------------------------------------------
 
@@ -225,18 +244,27 @@ class Run:
         )
 
     def _gradients(self, rows: list[int]) -> Tensor:
-        """Mean nats a token of the whole step, this worker's share of it."""
-        recipe = self._recipe
+        """Mean nats a learnt token of the whole step, this worker's share of it."""
+        recipe, heard = self._recipe, self._packed.heard
         mine = rows[self._workers.rank :: self._workers.count]
+        wanted = self._wanted(heard, rows)
+        count = recipe.rows * recipe.row if wanted is None else max(1, int(wanted.sum()))
         total = torch.zeros(())
         self.learner.refresh()
         for start in range(0, len(mine), recipe.micro_rows):
-            tokens = self._tokens(self._packed.train, mine[start : start + recipe.micro_rows])
-            loss, nats = self.learner.loss(tokens)
-            (loss / (recipe.rows * recipe.row)).backward()
+            some = mine[start : start + recipe.micro_rows]
+            tokens = self._tokens(self._packed.train, some)
+            loss, nats = self.learner.loss(tokens, self._wanted(heard, some))
+            (loss / count).backward()
             self.learner.collect()
-            total += nats / (recipe.rows * recipe.row)
+            total += nats / count
         return total
+
+    def _wanted(self, heard: Edges, rows: list[int]) -> Tensor | None:
+        """(B, T) whether the tokens behind those of these rows are to be learnt; None: all are."""
+        if not self._recipe.replies_only:
+            return None
+        return torch.from_numpy(learnt(heard, rows, self._recipe.row))
 
     def _check(self, loss: float, norm: float, rows: list[int]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -279,19 +307,22 @@ class Run:
         return bits
 
     def bits_per_byte(self, most: int = EVALUATED) -> float:
-        """Of up to `most` held-out tokens; nan without any."""
+        """Of up to `most` held-out tokens, of dialogues as far as they are learnt; nan without any."""
         recipe = self._recipe
         rows = min(rows_of(self._packed.held_out, recipe.row), max(1, most // recipe.row))
         total = torch.zeros(2, dtype=torch.float64)
         self.learner.refresh()
         for start in range(0, rows, recipe.micro_rows):
             end = min(rows, start + recipe.micro_rows)
-            tokens = self._tokens(self._packed.held_out, list(range(start, end)))
+            some = list(range(start, end))
+            tokens = self._tokens(self._packed.held_out, some)
             nats = self.learner.nats(tokens)
             seen = self._lengths[tokens[:, 1:]]
+            if (wanted := self._wanted(self._packed.held_out_heard, some)) is not None:
+                seen = seen * wanted
             total[0] += nats[seen > 0].sum()  # marks between documents stand for no bytes
             total[1] += seen.sum()
-        return float(total[0] / total[1] / math.log(2)) if rows else math.nan
+        return float(total[0] / total[1] / math.log(2)) if total[1] else math.nan
 
     # --- teardown --------------------------------------------------------------------------
 
@@ -319,4 +350,5 @@ class Run:
             seconds=self._elapsed(),
             loss=self._state.loss,
             bits_per_byte=self._state.best if self._best else self.bits_per_byte(),
+            before=self._state.before,
         )

@@ -33,6 +33,7 @@ def pretrain_with_ray(
     places = [sources.corpus, sources.held_out, sources.tokenizer, sources.base]
     config = {
         "sources": [None if place is None else str(place.absolute()) for place in places],
+        "system": sources.system,
         "recipe": json.dumps(recipe.facts()),
         "directory": str(directory),
     }
@@ -62,7 +63,7 @@ def work(config: dict[str, Any]) -> None:
     assert corpus is not None  # noqa: S101 — a run has a corpus
     context = ray.train.get_context()
     learn(
-        Sources(corpus, held_out, tokenizer, base),
+        Sources(corpus, held_out, tokenizer, base, config["system"]),
         Recipe.of(json.loads(config["recipe"])),
         Path(config["directory"]),
         hooks=Hooks(),

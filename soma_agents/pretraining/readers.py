@@ -2,7 +2,7 @@
 
 Text (`.txt`, `.md`), records (`.jsonl`, `.json`, `.csv`, `.parquet`), packed tokens (`.bin`), each
 perhaps compressed (`.zst`), and folders of them. A record has a `text`, or `messages` with roles
-and contents, which are written as ChatML.
+and contents. Text is text, whatever it spells out: only a vocabulary makes marks of a conversation.
 """
 
 import csv
@@ -26,8 +26,19 @@ LONGEST = 1 << 26
 """Characters of a line or record; more is no text."""
 TOKENS = 1 << 20
 """Tokens of a `.bin` file that are read at a time."""
+ROLES = ("system", "user", "assistant")
 
-Document = str | npt.NDArray[np.uint32]
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a dialogue says; see `tokenizer.Message`."""
+
+    role: str
+    content: str
+
+
+Dialogue = tuple[Turn, ...]
+Document = str | Dialogue | npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A document (text, or token ids of a `.bin`), and the place behind it."""
+    """A document (text, a dialogue, or token ids of a `.bin`), and the place behind it."""
 
     document: Document
     behind: Place
@@ -159,19 +170,19 @@ def _lines(source: BinaryIO) -> Iterator[str]:
             yield line
 
 
-def _json_lines(_: Path, source: BinaryIO) -> Iterator[str]:
+def _json_lines(_: Path, source: BinaryIO) -> Iterator[Document]:
     for number, line in enumerate(_lines(source), 1):
         if line.strip():
             yield _record(json.loads(line), f"line {number}")
 
 
-def _json(_: Path, source: BinaryIO) -> Iterator[str]:
+def _json(_: Path, source: BinaryIO) -> Iterator[Document]:
     content = json.loads(source.read())
     for number, record in enumerate(content if isinstance(content, list) else [content], 1):
         yield _record(record, f"record {number}")
 
 
-def _csv(_: Path, source: BinaryIO) -> Iterator[str]:
+def _csv(_: Path, source: BinaryIO) -> Iterator[Document]:
     with io.TextIOWrapper(
         io.BufferedReader(cast("Any", source)), encoding="utf-8", newline=""
     ) as text:
@@ -179,7 +190,7 @@ def _csv(_: Path, source: BinaryIO) -> Iterator[str]:
             yield _record(record, f"row {number}")
 
 
-def _parquet(path: Path, source: BinaryIO) -> Iterator[str]:
+def _parquet(path: Path, source: BinaryIO) -> Iterator[Document]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -203,18 +214,26 @@ def _packed(_: Path, source: BinaryIO) -> Iterator[npt.NDArray[np.uint32]]:
         yield np.frombuffer(block, "<u2").astype(np.uint32)
 
 
-def _record(record: Any, where: str) -> str:
+def _record(record: Any, where: str) -> Document:
     if isinstance(record, str):
         return record
     if isinstance(record, Mapping):
         if isinstance(text := record.get(TEXT), str):
             return text
         if isinstance(turns := record.get(MESSAGES), list):
-            return "".join(
-                f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns
-            )
+            return tuple(_turn(turn, where) for turn in cast("list[Any]", turns))
         raise ValueError(f"{where} has {sorted(map(str, record))}, not {TEXT!r} or {MESSAGES!r}")
     raise ValueError(f"{where} is {str(record)[:40]!r}, no text and no object")
+
+
+def _turn(turn: Any, where: str) -> Turn:
+    match turn:
+        case {"role": str(role), "content": str(content)} if role in ROLES:
+            return Turn(role, content)
+    raise ValueError(
+        f"{where} has the message {str(turn)[:80]!r}; it needs a content of text and a role of "
+        f"{', '.join(ROLES)}"
+    )
 
 
 READERS = {

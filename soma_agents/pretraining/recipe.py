@@ -15,6 +15,11 @@ HEAD_DIM = 64
 DEEPEST = 64
 TOKENS_PER_PARAMETER = 20
 """Compute-optimal, after Hoffmann et al. 2022 (table 3)."""
+TUNING_TOKENS, TUNING_BATCH = 1_000_000, 4096
+TUNING_SHARE = 0.2
+"""Of the rates that a model begins with."""
+BFLOAT16_PAYS = 256
+"""Width below which casting costs more than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ class Recipe:
     """A part of each head turns by words, sentences and paragraphs; cannot be exported."""
     objectives: tuple[Objective, ...] = ()
     """What is learnt beside the next token."""
+    replies_only: bool = False
+    """Of dialogues only what the assistant says is learnt; the rest is heard. Text is learnt whole."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run.
@@ -216,4 +223,25 @@ def of_depth(depth: int) -> Recipe:
         matrix_rate=0.02,
         embedding_rate=0.005 * (512 / width) ** 0.5,
         recompute=depth > 24,  # noqa: PLR2004 — beyond, activations outweigh the weights
+    )
+
+
+def of_base(model: TransformerConfig) -> Recipe:
+    """A recipe to go on with a trained model: to learn to converse, or another kind of text.
+
+    Smaller steps at lower rates than a model of its size begins with: what it knows is to stay.
+    """
+    row = min(1024, model.context)
+    return Recipe(
+        name="tuned",
+        model=model,
+        row=row,
+        batch_tokens=max(row, TUNING_BATCH),
+        tokens=TUNING_TOKENS,
+        matrix_rate=0.02 * TUNING_SHARE,
+        embedding_rate=0.005 * (512 / model.d_model) ** 0.5 * TUNING_SHARE,
+        evaluations=16,
+        micro_rows=max(1, TUNING_BATCH // 2 // row),
+        precision="bfloat16" if model.d_model >= BFLOAT16_PAYS else "float32",
+        replies_only=True,
     )

@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import structlog
 
 from arbiters.errors import InvalidError
+from soma_agents.language.sou.card import Card
+from soma_agents.language.source import base_id
 from soma_agents.pretraining.artifact import load_weights, save_model
 from soma_agents.pretraining.loop import EVALUATED, Outcome, Progress, fit
 from soma_agents.pretraining.packed import Packed, pack
@@ -34,6 +36,8 @@ class Sources:
     """A vocabulary to use instead of learning one."""
     base: Path | None = None
     """A trained model's `.sou` file to begin with, instead of random weights; its vocabulary is used."""
+    system: str = ""
+    """Put before dialogues that have no system message, and into the model's file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +116,21 @@ def learn(
         max_seconds=max_seconds,
         workers=workers,
         start=None if sources.base is None else load_weights(sources.base)[1],
+        origin="" if sources.base is None else base_id(sources.base),
     )
     if not first:
         return Pretrained(directory / MODEL, outcome, parameters(recipe.model))
     lineage = {
         "name": f"soma-lm-{recipe.name}",
-        "lineage": json.dumps(_facts(recipe, packed, outcome)),
+        "lineage": json.dumps(_facts(sources, recipe, packed, outcome)),
     }
     model = save_model(
-        directory / MODEL, recipe.model, outcome.learner.exported(), vocabulary, lineage
+        directory / MODEL,
+        recipe.model,
+        outcome.learner.exported(),
+        vocabulary,
+        lineage,
+        card=Card(system=sources.system),
     )
     return Pretrained(model, outcome, parameters(recipe.model))
 
@@ -139,9 +149,7 @@ def vocabulary_of(sources: Sources, recipe: Recipe, directory: Path) -> Vocabula
     elif kept.is_file():
         vocabulary = Vocabulary.load(kept)
     else:
-        found = read(files_of(sources.corpus))
-        texts = (r.document for r in found if isinstance(r.document, str))
-        vocabulary = Vocabulary.learn(texts, recipe.model.vocab_size)
+        vocabulary = Vocabulary.learn(_texts(sources.corpus), recipe.model.vocab_size)
     if vocabulary.size != recipe.model.vocab_size:
         raise InvalidError(
             f"the vocabulary has {vocabulary.size} tokens, the model {recipe.model.vocab_size}; "
@@ -160,7 +168,23 @@ def pack_corpus(
     """The corpus as token ids in the run's folder; `on_progress` hears how many files are done."""
     held_out = [] if sources.held_out is None else files_of(sources.held_out)
     corpus = [file for file in files_of(sources.corpus) if file not in held_out]
-    return pack(corpus, vocabulary, directory / TOKENS, held_out=held_out, on_progress=on_progress)
+    return pack(
+        corpus,
+        vocabulary,
+        directory / TOKENS,
+        held_out=held_out,
+        system=sources.system,
+        on_progress=on_progress,
+    )
+
+
+def _texts(corpus: Path) -> Iterator[str]:
+    """All that a vocabulary is learnt from: texts, and what is said in dialogues."""
+    for found in read(files_of(corpus)):
+        if isinstance(found.document, str):
+            yield found.document
+        elif isinstance(found.document, tuple):
+            yield from (turn.content for turn in found.document)
 
 
 def _recorder(file: Path, also: Callable[[Progress], None]) -> Callable[[Progress], None]:
@@ -196,9 +220,10 @@ def _without_nan(record: dict[str, float | None]) -> dict[str, float | None]:
     }
 
 
-def _facts(recipe: Recipe, packed: Packed, outcome: Outcome) -> dict[str, object]:
+def _facts(sources: Sources, recipe: Recipe, packed: Packed, outcome: Outcome) -> dict[str, object]:
     """The lineage that the model's file tells."""
-    return {
+    began: dict[str, object] = {} if sources.base is None else {"base": base_id(sources.base)}
+    return began | {
         "recipe": recipe.facts(),
         "parameters": parameters(recipe.model),
         "corpus": packed.identity,
@@ -208,5 +233,11 @@ def _facts(recipe: Recipe, packed: Packed, outcome: Outcome) -> dict[str, object
         "tokens": outcome.tokens,
         "seconds": outcome.seconds,
         "ended": outcome.ended,
-        **_without_nan({"train_loss": outcome.loss, "bits_per_byte": outcome.bits_per_byte}),
+        **_without_nan(
+            {
+                "train_loss": outcome.loss,
+                "bits_per_byte_before": outcome.before,
+                "bits_per_byte": outcome.bits_per_byte,
+            }
+        ),
     }

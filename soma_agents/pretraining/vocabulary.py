@@ -1,7 +1,7 @@
 """A byte-level BPE of one's own, with marks for the ends of documents and turns."""
 
-import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,11 @@ from arbiters.errors import CorruptError
 from soma_agents.language.symbols.bpe import Bpe
 from soma_agents.language.symbols.pieces import Ids
 from soma_agents.language.tokenizer import ChatTokenizer
+from soma_agents.pretraining.readers import Dialogue
 
 END, TURN, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END, TURN, TURN_END)
 """The end of a document, and ChatML's marks; they have the last ids."""
-
-MARKS = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
 
 SAMPLE = 24_000_000
 """Characters that a vocabulary is learnt from: more changes few of its words."""
@@ -26,6 +25,20 @@ TEMPLATE = (
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+Edges = npt.NDArray[np.int64]
+"""Stretches of a stream that are read and not learnt: where each begins, and the place behind it."""
+
+UNHEARD: Edges = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A document's token ids; what in them is only heard, since somebody else says it."""
+
+    ids: Ids
+    heard: Edges
 
 
 class Vocabulary:
@@ -64,13 +77,40 @@ class Vocabulary:
         return cls(Bpe.load(path).source)
 
     def encode(self, text: str) -> Ids:
-        """(N,) token ids; the marks of a conversation in it become those tokens."""
-        special = self._bpe.special
-        parts = [
-            np.array([special[part]], np.uint32) if part in special else self._bpe.encode(part)
-            for part in MARKS.split(text)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        """(N,) token ids; marks of a conversation that it spells out are text like any other."""
+        return self._bpe.encode(text)
+
+    def text(self, text: str) -> Encoded:
+        """A text with the end behind it, all of it to be learnt."""
+        return Encoded(np.append(self.encode(text), np.uint32(self.end)), UNHEARD)
+
+    def dialogue(self, turns: Dialogue) -> Encoded:
+        """A conversation as `TEMPLATE` writes it, with the end behind it.
+
+        To be learnt are the assistant's words and the mark that ends its turn. They are encoded
+        apart from what stands before them, as they will be when the model says them.
+        """
+        parts: list[Ids] = []
+        edges, place = [0], 0
+
+        def put(ids: Ids) -> None:
+            nonlocal place
+            parts.append(ids)
+            place += len(ids)
+
+        for turn in turns:
+            said = turn.role == "assistant"
+            put(np.array([self._bpe.special[TURN]], np.uint32))
+            put(self.encode(f"{turn.role}\n" if said else f"{turn.role}\n{turn.content}"))
+            if said:
+                edges.append(place)
+                put(self.encode(turn.content))
+            put(np.array([self.turn_end], np.uint32))
+            if said:
+                edges.append(place)
+            put(self.encode("\n"))
+        put(np.array([self.end], np.uint32))
+        return Encoded(np.concatenate(parts), np.array([*edges, place], np.int64))
 
     def texts(self) -> list[str]:
         """What each token stands for, marks as they are written; broken UTF-8 is U+FFFD."""

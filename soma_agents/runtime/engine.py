@@ -25,16 +25,22 @@ class Speaker(Protocol):
         ...
 
 
-async def started_engine(settings: Settings) -> tuple[LanguageModel, Engine]:
-    """The model of the settings in an engine that has given a token."""
+async def started_engine(
+    settings: Settings, source: str = "", *, slots: int = 0
+) -> tuple[LanguageModel, Engine]:
+    """The model of the settings, or another, in an engine that has given a token."""
     chosen = settings.engine
     dtype = torch.bfloat16 if chosen.dtype == "bfloat16" else torch.float32
-    model = await asyncio.to_thread(load_model, chosen.model, dtype=dtype)
+    model = await asyncio.to_thread(load_model, source or chosen.model, dtype=dtype)
     threads = chosen.threads or len(os.sched_getaffinity(0))
     waiting = settings.server.max_waiting
-    engine = Engine(model, slots=chosen.slots, threads=threads, waiting=waiting)
+    engine = Engine(model, slots=slots or chosen.slots, threads=threads, waiting=waiting)
     await asyncio.to_thread(engine.start)
-    await speak(engine, model)
+    try:
+        await speak(engine, model)
+    except BaseException:
+        await engine.close()
+        raise
     return model, engine
 
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 import structlog
 
-from arbiters.errors import NotFoundError, UnavailableError
+from arbiters.errors import ForbiddenError, NotFoundError, UnavailableError
 from arbiters.events import ChatMessage, Envelope, MessageReceived
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
 from arbiters.ports import EventLog, Ids
 from soma_agents.language.sampling import Sampling
+from soma_agents.language.sou.card import Card
 from soma_agents.serving.backend import Backend
 from soma_agents.serving.people import People
 from soma_agents.serving.rollout import Rollout, Routed
-from soma_agents.serving.specialist import Known, Prepared, Specialist
+from soma_agents.serving.specialist import Prepared, Specialist
+from soma_agents.serving.specialists import Part, Specialists
 from soma_agents.serving.threads import Threads
 from soma_agents.serving.turns import Placed, Turn
 
@@ -41,6 +43,11 @@ class Caller:
         """Whose turn it is in the engine, and whose prompts it keeps: one person's, not a tenant's."""
         return f"{self.tenant}/{self.user}"
 
+    @property
+    def name(self) -> str:
+        """What rules in a model's file call them: a user, with the tenant before unless local."""
+        return self.user if self.tenant == "local" else self.account
+
 
 class Gateway:
     """Takes messages, gives turns."""
@@ -50,14 +57,15 @@ class Gateway:
         *,
         engine: Backend,
         specialist: Specialist,
+        specialists: Specialists,
         rollout: Rollout,
         directory: Directory,
         log: EventLog,
         publisher: Publisher,
         ids: Ids,
     ) -> None:
-        self._engine = engine
-        self._specialist = specialist
+        self._personal = Part(specialist, engine)
+        self._specialists = specialists
         self._rollout = rollout
         self._directory = directory
         self._log = log
@@ -115,20 +123,28 @@ class Gateway:
         *,
         model: str,
     ) -> Turn:
-        """Answer a stateless client who sends the whole transcript; the last message is new."""
+        """Answer a stateless client who sends the whole transcript; the last message is new.
+
+        Raises:
+            ForbiddenError: the model's file does not let the caller use it.
+        """
+        self._admit(caller, model)
         *before, last = messages
         known = await self.people.known(caller.tenant, caller.user)
         continues = self.threads.find(caller.tenant, caller.user, before)
         conversation = continues or self._ids.new()
         routed = await self._rollout.route(model, caller.user, conversation)
-        prepared = self._prepare(caller, messages, sampling, routed, known)
+        part = await self._part(routed)
+        prepared = part.specialist.chat(
+            messages, sampling, adapter=routed.adapter, known=known, tenant=caller.account
+        )
         received = MessageReceived(
             conversation=conversation,
             message=self._ids.new(),
             content=last.content,
             context=() if continues else tuple(before),
         )
-        return self._begin(caller, received, prepared, routed, transcript=messages)
+        return self._begin(caller, received, prepared, part, routed, transcript=messages)
 
     async def reason(
         self,
@@ -143,34 +159,68 @@ class Gateway:
 
         Raises:
             NotFoundError: the user has no such conversation.
+            ForbiddenError: the model's file does not let the caller use it.
         """
+        self._admit(caller, model)
         before = await self._history(caller, conversation) if conversation else []
         known = await self.people.known(caller.tenant, caller.user)
         conversation = conversation or self._ids.new()
         routed = await self._rollout.route(model, caller.user, conversation)
+        part = await self._part(routed)
         asked = ChatMessage(role="user", content=message)
-        read = self._specialist.newest(before, asked, sampling, known)
-        prepared = self._prepare(caller, [*read, asked], sampling, routed, known)
+        read = part.specialist.newest(before, asked, sampling, known)
+        prepared = part.specialist.chat(
+            [*read, asked], sampling, adapter=routed.adapter, known=known, tenant=caller.account
+        )
         received = MessageReceived(
             conversation=conversation, message=self._ids.new(), content=message
         )
-        turn = self._begin(caller, received, prepared, routed, transcript=[*before, asked])
+        turn = self._begin(caller, received, prepared, part, routed, transcript=[*before, asked])
         turn.left_out = len(before) - len(read)
         return turn
 
     async def complete(self, caller: Caller, text: str, sampling: Sampling, *, model: str) -> Turn:
-        """Go on with a bare text."""
+        """Go on with a bare text.
+
+        Raises:
+            ForbiddenError: the model's file does not let the caller use it.
+        """
+        self._admit(caller, model)
         conversation = self._ids.new()
         routed = await self._rollout.route(model, caller.user, conversation)
-        prepared = self._specialist.continuation(
+        part = await self._part(routed)
+        prepared = part.specialist.continuation(
             text, sampling, adapter=routed.adapter, tenant=caller.account
         )
         received = MessageReceived(
             conversation=conversation, message=self._ids.new(), content=text, trust="external"
         )
-        return self._begin(caller, received, prepared, routed, transcript=None)
+        return self._begin(caller, received, prepared, part, routed, transcript=None)
+
+    def card(self, model: str) -> Card:
+        """What the file of the model that answers to this name says of its use."""
+        own = self._specialists.card(model)
+        return self._personal.specialist.model.card if own is None else own
 
     # --- the steps -------------------------------------------------------------------------
+
+    def _admit(self, caller: Caller, model: str) -> None:
+        """Let in whom the model's file lets in.
+
+        Raises:
+            ForbiddenError: the file's ACL does not.
+        """
+        if not self.card(model).allows(caller.name):
+            raise ForbiddenError(
+                f"the ACL of model {model!r} does not let {caller.name!r} use it; "
+                "GET /v1/models lists others"
+            )
+
+    async def _part(self, routed: Routed) -> Part:
+        """Who answers, and with which engine."""
+        if routed.specialist == self._personal.specialist.name:
+            return self._personal
+        return await self._specialists.part(routed.version)
 
     async def _history(self, caller: Caller, conversation: str) -> list[ChatMessage]:
         stored = await self._directory.ask(
@@ -188,23 +238,12 @@ class Gateway:
             )
         return [ChatMessage(role=m.role, content=m.content) for m in stored]
 
-    def _prepare(
-        self,
-        caller: Caller,
-        messages: Sequence[ChatMessage],
-        sampling: Sampling,
-        routed: Routed,
-        known: Known,
-    ) -> Prepared:
-        return self._specialist.chat(
-            messages, sampling, adapter=routed.adapter, known=known, tenant=caller.account
-        )
-
     def _begin(
         self,
         caller: Caller,
         received: MessageReceived,
         prepared: Prepared,
+        part: Part,
         routed: Routed,
         *,
         transcript: Sequence[ChatMessage] | None,
@@ -223,13 +262,14 @@ class Gateway:
             conversation=received.conversation,
             message=received.message,
             version=routed.version,
-            specialist=self._specialist.name,
+            specialist=part.specialist.name,
             experiment=routed.experiment,
         )
         turn = Turn(
             placed,
             prepared,
-            engine=self._engine,
+            engine=part.engine,
+            tokenizer=part.specialist.model.tokenizer,
             publisher=self._publisher,
             cause=cause,
             kept=asyncio.create_task(self._keep(cause)),

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -12,7 +12,6 @@ from arbiters.errors import SomaError
 from arbiters.events import Envelope
 from arbiters.kernel.directory import Directory
 from arbiters.ports import EventLog
-from policies.personality import describe
 from soma_agents.serving.follower import Follower
 from soma_agents.serving.specialist import Known
 
@@ -67,11 +66,11 @@ class People:
         changed = person.changed
         if person.asked == changed:
             return person.known
-        last, words = person.known, self._words(tenant, user, changed)
+        last, traits = person.known, self._personality(tenant, user, changed)
         async with asyncio.TaskGroup() as group:
             facts_task = group.create_task(_or(last.facts, self._facts(tenant, user, changed)))
-            words_task = group.create_task(_or(last.personality, words))
-        (facts, sure), (personality, sure_too) = facts_task.result(), words_task.result()
+            traits_task = group.create_task(_or(last.personality, traits))
+        (facts, sure), (personality, sure_too) = facts_task.result(), traits_task.result()
         person.known = Known(facts=facts, personality=personality)
         if sure and sure_too:
             person.asked = changed
@@ -103,11 +102,13 @@ class People:
         )
         return tuple(f"{fact.subject.replace('.', ' ')}: {fact.value}." for fact in facts)
 
-    async def _words(self, tenant: str, user: str, at_least: int) -> str:
+    async def _personality(
+        self, tenant: str, user: str, at_least: int
+    ) -> Mapping[str, float] | None:
         revision = await self._directory.ask(
             "personality_forge", "current", at_least=at_least, tenant=tenant, user=user
         )
-        return describe(revision.dimensions)
+        return revision.dimensions
 
 
 async def _or(last: T, answer: Awaitable[T]) -> tuple[T, bool]:

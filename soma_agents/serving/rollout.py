@@ -17,13 +17,14 @@ from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
 from arbiters.ports import EventLog
 from arbiters.records import ModelVersion
-from policies.routing import Canary, RoutingFacts, UnknownModel, route
+from policies.routing import PERSONAL, Canary, RoutingFacts, UnknownModel, route
 from policies.supervision import share_cores
 from soma_agents.language.model import LanguageModel
 from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
 from soma_agents.serving.backend import Backend, generation
 from soma_agents.serving.follower import Follower
+from soma_agents.serving.specialists import Specialists
 from soma_agents.storage.files import verify_manifest
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 POINTER_MOVES = frozenset(
     {"ModelPromoted", "ModelRolledBack", "CanaryStarted", "EvaluationFinished"}
 )
+SPECIALISTS_CHANGE = frozenset({"SpecialistRegistered", "SpecialistRetired"})
 WORK_BEGINS = frozenset({"TrainingRequested", "ComparisonRequested"})
 WORK_ENDS = frozenset({"RoundFinished"})
 SERVABLE = frozenset({"champion", "retired", "held"})
@@ -80,6 +82,7 @@ class Rollout:
         *,
         engine: Backend,
         model: LanguageModel,
+        specialists: Specialists,
         directory: Directory,
         log: EventLog,
         publisher: Publisher,
@@ -89,6 +92,7 @@ class Rollout:
     ) -> None:
         self._engine = engine
         self._model = model
+        self._specialists = specialists
         self._directory = directory
         self._publisher = publisher
         self._models = models
@@ -100,7 +104,8 @@ class Rollout:
         self._ready: set[str] = set()
         self._used: list[str] = []
         self._loading = asyncio.Lock()
-        self._follower = Follower(log, POINTER_MOVES | WORK_BEGINS | WORK_ENDS, self._hear)
+        heard = POINTER_MOVES | SPECIALISTS_CHANGE | WORK_BEGINS | WORK_ENDS
+        self._follower = Follower(log, heard, self._hear)
 
     # --- running ---------------------------------------------------------------------------
 
@@ -108,6 +113,7 @@ class Rollout:
         """Load who is in service and follow the log from here on."""
         await self._follower.skip()
         await self.refresh()
+        await self._specialists.refresh()
         await self._share_cores(training=await self._in_round())
         self._follower.start()
 
@@ -153,6 +159,9 @@ class Rollout:
             chosen = route(self._facts(requested, user, conversation))
         if isinstance(chosen, UnknownModel):
             raise ModelNotFoundError(chosen.because)
+        if chosen.specialist != PERSONAL:
+            version = next(v for v in self._specialists.versions if v.name == chosen.specialist)
+            return Routed(version, chosen.specialist)
         version = self._versions[chosen.model]
         await self._load(version)
         return Routed(version, chosen.specialist, chosen.experiment)
@@ -163,6 +172,7 @@ class Rollout:
             conversation=conversation,
             champion=self.lineup.champion.id,
             models={v.name: v.id for v in self._versions.values() if self._servable(v)},
+            specialists={v.name: v.id for v in self._specialists.versions},
             requested=requested,
             canary=self.lineup.canary,
         )
@@ -188,6 +198,8 @@ class Rollout:
     async def _hear(self, envelope: Envelope) -> None:
         if envelope.type in POINTER_MOVES:
             await self.refresh()
+        elif envelope.type in SPECIALISTS_CHANGE:
+            await self._specialists.refresh()
         elif envelope.type in WORK_BEGINS:
             await self._share_cores(training=True)
         else:
@@ -343,3 +355,4 @@ class Rollout:
     async def _share_cores(self, *, training: bool) -> None:
         shares = share_cores(self._cores, training=training)
         await self._engine.use_cores(shares.engine)
+        await self._specialists.use_cores(shares.engine)

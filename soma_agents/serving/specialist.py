@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from arbiters.errors import InvalidError
 from arbiters.events import ChatMessage
+from policies.personality import DEFAULTS, around, describe
 from soma_agents.language.model import LanguageModel
 from soma_agents.language.prefix import common_prefix
 from soma_agents.language.requests import GenerationRequest
@@ -27,10 +28,11 @@ class ContextLengthError(InvalidError):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of the person who asks: sentences about them, and the personality's words."""
+    """What is known of the person who asks: sentences about them, and SOMA's personality to them."""
 
     facts: tuple[str, ...] = ()
-    personality: str = ""
+    personality: Mapping[str, float] | None = None
+    """Its dimensions; None: nobody could say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +64,27 @@ class Specialist:
         Raises:
             ContextLengthError: the conversation is longer than the model's context.
         """
-        turns = as_soma(messages, self._about(known), known.personality)
+        turns = self._turns(messages, known)
         text = self.model.tokenizer.render(turns, add_generation_prompt=True)
         return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system=turns[0])
 
-    def _about(self, known: Known) -> str:
-        return f"About the user: {' '.join(known.facts)}" if known.facts else ""
+    def _turns(self, messages: Sequence[ChatMessage], known: Known) -> list[ChatMessage]:
+        about = f"About the user: {' '.join(known.facts)}" if known.facts else ""
+        return as_soma(messages, about, self._traits(known), system=self.model.card.system)
+
+    def _traits(self, known: Known) -> str:
+        """The personality in words: the person's, around the set-points of the model."""
+        points = self.model.card.personality
+        if known.personality is None and not points:
+            return ""
+        return describe(around(points, known.personality or DEFAULTS))
 
     def newest(
         self, before: Sequence[ChatMessage], message: ChatMessage, sampling: Sampling, known: Known
     ) -> list[ChatMessage]:
         """The newest turns of a long conversation that leave room for a message and its answer."""
         context, encode = self.model.config.context, self.model.tokenizer.encode
-        bare = as_soma([message], self._about(known), known.personality)
+        bare = self._turns([message], known)
         room = context - min(sampling.max_tokens, context // ANSWER_SHARE)
         room -= sum(len(encode(turn.content)) + TURN_TOKENS for turn in bare)
         first = len(before)

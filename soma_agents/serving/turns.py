@@ -13,6 +13,7 @@ from arbiters.events import Envelope, ReplyGiven, Timings
 from arbiters.kernel.bus import Publisher
 from arbiters.records import ModelVersion
 from soma_agents.language.requests import Finished, Piece
+from soma_agents.language.tokenizer import ChatTokenizer
 from soma_agents.serving.backend import Backend, generation
 from soma_agents.serving.specialist import Prepared
 
@@ -64,6 +65,7 @@ class Turn:
         prepared: Prepared,
         *,
         engine: Backend,
+        tokenizer: ChatTokenizer,
         publisher: Publisher,
         cause: Envelope,
         kept: asyncio.Task[None],
@@ -71,6 +73,7 @@ class Turn:
         self.placed = placed
         self.left_out = 0
         """Messages of the conversation that were too old to be read."""
+        self.tokenizer = tokenizer
         self._prepared = prepared
         self._engine = engine
         self._publisher = publisher

@@ -45,6 +45,16 @@ class SqliteRegistry:
                 watch_until TEXT
             ) STRICT;
             """,
+            """
+            CREATE TABLE specialists (
+                name TEXT PRIMARY KEY,
+                model TEXT NOT NULL,
+                dataset TEXT NOT NULL,
+                hyperparameters TEXT NOT NULL,
+                registered_at TEXT NOT NULL,
+                retired INTEGER NOT NULL DEFAULT 0
+            ) STRICT;
+            """,
         ),
     )
 
@@ -115,6 +125,48 @@ class SqliteRegistry:
     async def _stage(self, identity: str, stage: str) -> None:
         await self._database.execute("UPDATE models SET stage = ? WHERE id = ?", (stage, identity))
 
+    # --- specialists -----------------------------------------------------------------------
+
+    async def add_specialist(self, version: ModelVersion) -> None:
+        """See `Registry.add_specialist`."""
+        async with self._database.transaction():
+            known = await self._database.row(
+                "SELECT model FROM specialists WHERE name = ?", (version.name,)
+            )
+            if known is not None and known[0] != version.id:
+                raise ConflictError(
+                    f"the name {version.name!r} belongs to {known[0]}; choose another"
+                )
+            await self._database.execute(
+                "INSERT INTO specialists (name, model, dataset, hyperparameters, registered_at)"
+                " VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET retired = 0",
+                (
+                    version.name,
+                    version.id,
+                    version.dataset,
+                    json.dumps(dict(version.hyperparameters)),
+                    as_text(version.registered_at),
+                ),
+            )
+
+    async def retire_specialist(self, name: str) -> None:
+        """See `Registry.retire_specialist`."""
+        async with self._database.transaction():
+            changed = await self._database.change(
+                "UPDATE specialists SET retired = 1 WHERE name = ? AND NOT retired RETURNING name",
+                (name,),
+            )
+            if not changed:
+                raise NotFoundError(f"no specialist is called {name!r}; see 'soma models'")
+
+    async def specialists(self) -> list[ModelVersion]:
+        """See `Registry.specialists`."""
+        rows = await self._database.rows(
+            "SELECT name, model, dataset, hyperparameters, registered_at FROM specialists"
+            " WHERE NOT retired ORDER BY name"
+        )
+        return [_specialist(row) for row in rows]
+
     # --- the pointer -----------------------------------------------------------------------
 
     async def pointer(self) -> Pointer:
@@ -162,6 +214,22 @@ class SqliteRegistry:
                 (champion, expected, as_text(at), as_text(watch_until) if watch_until else None),
             )
         return await self.pointer()
+
+
+def _specialist(row: Row) -> ModelVersion:
+    name, model, dataset, hyperparameters, at = row
+    return ModelVersion(
+        id=model,
+        name=name,
+        base=model,
+        path="",
+        stage="specialist",
+        dataset=dataset,
+        round="",
+        hyperparameters=json.loads(hyperparameters),
+        code_version="",
+        registered_at=datetime.fromisoformat(at),
+    )
 
 
 def _model(row: Row) -> ModelVersion:

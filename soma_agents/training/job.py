@@ -88,18 +88,20 @@ def load_base(job: Job) -> LanguageModel:
 def corpus_of(model: LanguageModel, dataset: Dataset, settings: Settings) -> Corpus:
     """A dataset as token ids, with the rehearsal."""
     context = min(settings.training.context, model.config.context)
-    tokenizer = model.tokenizer
+    tokenizer, system = model.tokenizer, model.card.system
     learnt = [
         example
-        for example in spoken(dataset.targets("train"))
+        for example in spoken(dataset.targets("train"), system=system)
         # A fact is a handful of words that must be known by heart: few passes would not do.
         for _ in range(settings.training.fact_repeats if example.kind == "fact" else 1)
     ]
+    preferred = spoken(dataset.preferences("train"), system=system)
+    checked = spoken(dataset.targets("validation"), system=system)
     return Corpus(
         replies=samples_of(tokenizer, learnt, context=context),
-        preferences=pairs_of(tokenizer, spoken(dataset.preferences("train")), context=context),
-        rehearsal=rehearsal_samples(tokenizer, context=context),
-        validation=samples_of(tokenizer, spoken(dataset.targets("validation")), context=context),
+        preferences=pairs_of(tokenizer, preferred, context=context),
+        rehearsal=rehearsal_samples(tokenizer, context=context, system=system),
+        validation=samples_of(tokenizer, checked, context=context),
     )
 
 

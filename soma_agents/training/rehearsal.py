@@ -58,13 +58,15 @@ def read_rehearsal(file: Path = FILE) -> list[Rehearsed]:
     return items
 
 
-def rehearsal_samples(tokenizer: ChatTokenizer, *, context: int) -> tuple[Sample, ...]:
-    """The items as token ids."""
-    return tuple(_sample(tokenizer, item, context) for item in read_rehearsal())
+def rehearsal_samples(
+    tokenizer: ChatTokenizer, *, context: int, system: str = ""
+) -> tuple[Sample, ...]:
+    """The items as token ids; `system` is the model's own system message."""
+    return tuple(_sample(tokenizer, item, context, system) for item in read_rehearsal())
 
 
-def _sample(tokenizer: ChatTokenizer, item: Rehearsed, context: int) -> Sample:
-    messages = as_soma([ChatMessage(role="user", content=item.prompt)])
+def _sample(tokenizer: ChatTokenizer, item: Rehearsed, context: int, system: str) -> Sample:
+    messages = as_soma([ChatMessage(role="user", content=item.prompt)], system=system)
     sample = sample_of(tokenizer, messages, item.answer, context=context)
     if item.whole and sample.targets <= REHEARSED_TOKENS:
         return sample

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from arbiters.errors import (
     BusyError,
     ConflictError,
+    ForbiddenError,
     InvalidError,
     NotFoundError,
     SomaError,
@@ -31,6 +32,7 @@ RETRY_SECONDS = 2
 _STATUS: tuple[tuple[type[SomaError], int, str], ...] = (
     (BusyError, 429, "rate_limit_error"),
     (UnavailableError, 503, "service_unavailable"),
+    (ForbiddenError, 403, "permission_error"),
     (InvalidError, 400, "invalid_request_error"),
     (NotFoundError, 404, "invalid_request_error"),
     (ConflictError, 409, "conflict_error"),
@@ -72,6 +74,8 @@ def _code(error: SomaError) -> str | None:
     match error:
         case ContextLengthError():
             return "context_length_exceeded"
+        case ForbiddenError():
+            return "insufficient_permissions"
         case ModelNotFoundError():
             return "model_not_found"
         case NotFoundError():

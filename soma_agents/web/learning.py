@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from arbiters.errors import ConflictError, NotFoundError, UnavailableError
+from arbiters.errors import ConflictError, NotFoundError
 from arbiters.events import (
     ChatMessage,
     ConversationImported,
@@ -21,14 +21,12 @@ from arbiters.events import (
 from soma_agents.web.dependencies import Exports, Identity, Imports, Looks, Parts, Promotes, Trains
 from soma_agents.web.schemas import Body
 from soma_agents.web.services import Services
+from soma_agents.web.wishes import granted
 
 router = APIRouter(prefix="/api", tags=["Learning"])
 
 IMPORT_GROUP = 500
 """Conversations appended to the log together."""
-WISH_SECONDS = 20.0
-"""How long an answer to a wish is waited for."""
-_ANSWERS = frozenset({"ModelPromoted", "ModelRolledBack", "RequestRefused"})
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -115,8 +113,9 @@ async def receipts(services: Parts, _: Looks, limit: Limit = 50) -> dict[str, An
 
 @router.get("/models")
 async def models(services: Parts, _: Looks) -> dict[str, Any]:
-    """Every model version with its stage and lineage, newest first."""
+    """Every model version with its stage and lineage, newest first; then the specialists."""
     found = await services.directory.ask("evaluation", "models")
+    found += await services.directory.ask("evaluation", "specialists")
     return {"data": [asdict(version) for version in found]}
 
 
@@ -137,18 +136,12 @@ async def promote(model: str, services: Parts, asked: Promotes) -> dict[str, Any
 
 
 async def _wish(services: Services, asked: Identity, event: Event) -> dict[str, Any]:
-    """Say a wish, wait for what becomes of it and until it is in effect here.
+    """Have the champion changed; see `granted`.
 
     Raises:
-        ConflictError: it was refused; the message says why.
-        UnavailableError: nobody answered in time; the wish stands.
+        ConflictError: the new champion cannot speak here.
     """
-    caller = asked.caller
-    wish = await services.publisher.publish(event, tenant=caller.tenant, user=caller.user)
-    answer = await _answer_to(services, wish)
-    if answer.type == "RequestRefused":
-        raise ConflictError(answer.payload["because"])
-    await services.rollout.reached(answer.offset)
+    answer = await granted(services, asked, event)
     champion = services.rollout.lineup.champion
     if answer.type == "ModelPromoted" and champion.id != answer.payload["model"]:
         raise ConflictError(services.rollout.why_not(answer.payload["model"]))
@@ -157,22 +150,6 @@ async def _wish(services: Services, asked: Identity, event: Event) -> dict[str, 
         "because": answer.payload["because"],
         "event": answer.id,
     }
-
-
-async def _answer_to(services: Services, wish: Envelope) -> Envelope:
-    cursor = wish.offset
-    try:
-        async with asyncio.timeout(WISH_SECONDS):
-            while True:
-                batch = await services.log.read(cursor, types=_ANSWERS, wait=WISH_SECONDS)
-                cursor = batch.end
-                for envelope in batch.envelopes:
-                    if envelope.cause == wish.id:
-                        return envelope
-    except TimeoutError:
-        raise UnavailableError(
-            f"the evaluation has not answered {wish.type} {wish.id} yet; GET /api/models tells"
-        ) from None
 
 
 # --- import --------------------------------------------------------------------------------

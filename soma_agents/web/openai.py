@@ -6,10 +6,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from arbiters.records import ModelVersion
 from soma_agents.language.requests import Piece
 from soma_agents.serving.rollout import ModelNotFoundError
 from soma_agents.serving.turns import Ended, Turn
-from soma_agents.web.dependencies import Chats, Looks, Parts
+from soma_agents.web.dependencies import Chats, Identity, Looks, Parts
 from soma_agents.web.replies import chat_logprobs, completion_logprobs, headers, ids, usage
 from soma_agents.web.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from soma_agents.web.services import Services
@@ -21,7 +22,8 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 @router.post("/chat/completions")
 async def chat(body: ChatRequest, request: Request, services: Parts, asked: Chats) -> Response:
     """Answer a chat; `stream` sends it token by token as server-sent events."""
-    sampling = body.chat_sampling(services.settings.engine.max_tokens)
+    own = services.gateway.card(body.model).parameters
+    sampling = body.chat_sampling(own, services.settings.engine.max_tokens)
     turn = await services.gateway.chat(asked.caller, body.spoken(), sampling, model=body.model)
     if body.stream:
         begun = await begin(turn)
@@ -31,7 +33,7 @@ async def chat(body: ChatRequest, request: Request, services: Parts, asked: Chat
     choice = {
         "index": 0,
         "message": message,
-        "logprobs": chat_logprobs(pieces, services.model.tokenizer) if body.logprobs else None,
+        "logprobs": chat_logprobs(pieces, turn.tokenizer) if body.logprobs else None,
         "finish_reason": ended.finish,
     }
     head = _head("chatcmpl", "chat.completion", turn, services.now())
@@ -43,7 +45,8 @@ async def complete(
     body: CompletionRequest, request: Request, services: Parts, asked: Chats
 ) -> Response:
     """Go on with a text, without template, persona or memory."""
-    sampling = body.completion_sampling(services.settings.engine.max_tokens)
+    own = services.gateway.card(body.model).parameters
+    sampling = body.completion_sampling(own, services.settings.engine.max_tokens)
     turn = await services.gateway.complete(asked.caller, body.text(), sampling, model=body.model)
     if body.stream:
         begun = await begin(turn)
@@ -52,7 +55,7 @@ async def complete(
     choice = {
         "index": 0,
         "text": turn.text,
-        "logprobs": completion_logprobs(pieces, services.model.tokenizer)
+        "logprobs": completion_logprobs(pieces, turn.tokenizer)
         if body.logprobs is not None
         else None,
         "finish_reason": ended.finish,
@@ -62,28 +65,33 @@ async def complete(
 
 
 @router.get("/models")
-async def models(services: Parts, _: Looks) -> dict[str, Any]:
-    """`soma`, the champion whoever it is, and every version by name."""
+async def models(services: Parts, asked: Looks) -> dict[str, Any]:
+    """`soma`, the champion whoever it is, every version, and the specialists the caller may ask."""
     created = services.now()
     champion = services.rollout.lineup.champion
     listed = [
         {"id": "soma", "object": "model", "created": created, "owned_by": "soma"}
         | {"soma_model": champion.name}
     ]
-    versions = await services.rollout.versions()
+    versions = [*await services.rollout.versions(), *_specialists(services, asked)]
     listed += [_model(v.name, int(v.registered_at.timestamp())) for v in versions]
     return {"object": "list", "data": listed}
 
 
 @router.get("/models/{name}")
-async def model(name: str, services: Parts, _: Looks) -> dict[str, Any]:
-    """One model version."""
+async def model(name: str, services: Parts, asked: Looks) -> dict[str, Any]:
+    """One model version, or a specialist."""
     if name == "soma":
         return _model("soma", services.now())
-    for version in await services.rollout.versions():
+    for version in [*await services.rollout.versions(), *_specialists(services, asked)]:
         if name in {version.name, version.id}:
             return _model(version.name, int(version.registered_at.timestamp()))
     raise ModelNotFoundError(f"there is no model {name!r}; GET /v1/models lists them")
+
+
+def _specialists(services: Services, asked: Identity) -> list[ModelVersion]:
+    card, name = services.gateway.card, asked.caller.name
+    return [v for v in services.specialists.versions if card(v.name).allows(name)]
 
 
 def _model(name: str, created: int) -> dict[str, Any]:
@@ -105,7 +113,7 @@ async def _chat_chunks(
     begun: Begun, body: ChatRequest, services: Services
 ) -> AsyncGenerator[dict[str, Any]]:
     head = _head("chatcmpl", "chat.completion.chunk", begun.turn, services.now())
-    tokenizer = services.model.tokenizer
+    tokenizer = begun.turn.tokenizer
     first: dict[str, Any] = {"role": "assistant"}
     async for item in begun.items():
         if isinstance(item, Piece):
@@ -125,7 +133,7 @@ async def _text_chunks(
     begun: Begun, body: CompletionRequest, services: Services
 ) -> AsyncGenerator[dict[str, Any]]:
     head = _head("cmpl", "text_completion", begun.turn, services.now())
-    tokenizer = services.model.tokenizer
+    tokenizer = begun.turn.tokenizer
     async for item in begun.items():
         if isinstance(item, Piece):
             wanted = body.logprobs is not None

@@ -1,11 +1,13 @@
 """What clients send to `/v1`: OpenAI's requests, with everything SOMA cannot do refused clearly."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from arbiters.events import ChatMessage
 from soma_agents.language.sampling import Sampling
+from soma_agents.language.sou.card import Parameters
 from soma_agents.web.errors import ParameterError
 
 MAX_STOPS = 16
@@ -114,25 +116,31 @@ class SamplingRequest(Body):
     frequency_penalty: Finite | None = None
     logit_bias: dict[str, Any] | None = None
 
-    def sampling(self, *, max_tokens: int, logprobs: int | None) -> Sampling:
-        """The engine's settings for this request; `max_tokens` unless the request says.
+    def sampling(
+        self, own: Parameters, *, max_tokens: int, logprobs: int | None = None
+    ) -> Sampling:
+        """The engine's settings for this request.
+
+        What it leaves open the model's `own` parameters say, then SOMA's defaults, `max_tokens`
+        among them.
 
         Raises:
             ParameterError: names the field that is not accepted.
         """
         self._refuse_unsupported()
-        temperature, top_p = _or(self.temperature, 1.0), _or(self.top_p, 1.0)
-        if self.temperature is None and self.top_p is None:
+        temperature = _or(self.temperature, own.temperature)
+        top_p = _or(self.top_p, own.top_p)
+        if temperature is None and top_p is None:
             temperature, top_p = TEMPERATURE, TOP_P
         return Sampling(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=_or(self.top_k, 0),
-            min_p=_or(self.min_p, 0.0),
-            repetition_penalty=_or(self.repetition_penalty, 1.0),
-            seed=self.seed,
-            stop=self._stops(),
-            max_tokens=max_tokens,
+            temperature=_or(temperature, 1.0),
+            top_p=_or(top_p, 1.0),
+            top_k=_or(self.top_k, own.top_k, 0),
+            min_p=_or(self.min_p, own.min_p, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, own.repetition_penalty, 1.0),
+            seed=_or(self.seed, own.seed),
+            stop=own.stop if self.stop is None else self._stops(),
+            max_tokens=_or(self.max_tokens, own.max_tokens, max_tokens),
             logprobs=logprobs,
         )
 
@@ -154,8 +162,9 @@ class SamplingRequest(Body):
         return stops
 
 
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
+def _or(*values: Any) -> Any:
+    """The first that was said."""
+    return next((value for value in values if value is not None), None)
 
 
 class ChatRequest(SamplingRequest):
@@ -183,8 +192,8 @@ class ChatRequest(SamplingRequest):
             )
         return messages
 
-    def chat_sampling(self, default_tokens: int) -> Sampling:
-        """The engine's settings.
+    def chat_sampling(self, own: Parameters, default_tokens: int) -> Sampling:
+        """The engine's settings; see `sampling`.
 
         Raises:
             ParameterError: names the field that is not accepted.
@@ -200,9 +209,9 @@ class ChatRequest(SamplingRequest):
             raise ParameterError("modalities must be ['text']", param="modalities")
         if self.top_logprobs is not None and not self.logprobs:
             raise ParameterError("top_logprobs needs logprobs: true", param="top_logprobs")
-        tokens = self.max_completion_tokens or self.max_tokens or default_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self.sampling(max_tokens=tokens, logprobs=logprobs)
+        found = self.sampling(own, max_tokens=default_tokens, logprobs=logprobs)
+        return replace(found, max_tokens=self.max_completion_tokens or found.max_tokens)
 
 
 class CompletionRequest(SamplingRequest):
@@ -225,8 +234,8 @@ class CompletionRequest(SamplingRequest):
             raise ParameterError("prompt must be one text that is not empty", param="prompt")
         return prompts[0]
 
-    def completion_sampling(self, default_tokens: int) -> Sampling:
-        """The engine's settings.
+    def completion_sampling(self, own: Parameters, default_tokens: int) -> Sampling:
+        """The engine's settings; see `sampling`.
 
         Raises:
             ParameterError: names the field that is not accepted.
@@ -236,7 +245,7 @@ class CompletionRequest(SamplingRequest):
                 raise ParameterError(f"{name} is not supported; leave it out", param=name)
         if self.best_of not in {None, 1}:
             raise ParameterError("best_of is not supported; leave it out", param="best_of")
-        return self.sampling(max_tokens=self.max_tokens or default_tokens, logprobs=self.logprobs)
+        return self.sampling(own, max_tokens=default_tokens, logprobs=self.logprobs)
 
 
 class ReasonRequest(SamplingRequest):

@@ -1,16 +1,20 @@
 """The parts of SOMA that the web interface is put over."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
 from arbiters.ports import Clock, EventLog, Ids
+from soma_agents.language.engine import Engine
 from soma_agents.language.model import LanguageModel
+from soma_agents.runtime.engine import started_engine
 from soma_agents.runtime.snapshots import Owners
 from soma_agents.serving.backend import Backend
 from soma_agents.serving.gateway import Gateway
 from soma_agents.serving.rollout import Rollout
 from soma_agents.serving.specialist import Specialist
+from soma_agents.serving.specialists import SLOTS, Specialists
 from soma_agents.settings import Settings
 from soma_agents.storage.keys import ApiKeys
 
@@ -26,6 +30,7 @@ class Services:
     owners: Owners
     model: LanguageModel
     engine: Backend
+    specialists: Specialists
     rollout: Rollout
     gateway: Gateway
     keys: ApiKeys
@@ -49,9 +54,20 @@ class Services:
     ) -> "Services":
         """Build the gateway and the rollout over a log, the arbiters and a started engine."""
         publisher = Publisher(log=log, clock=clock, ids=ids, producer="gateway")
+
+        async def start(file: Path) -> tuple[LanguageModel, Engine]:
+            return await started_engine(settings, str(file), slots=SLOTS)
+
+        specialists = Specialists(
+            directory=directory,
+            models=settings.home / "models",
+            start=start,
+            at_most=settings.engine.specialists,
+        )
         rollout = Rollout(
             engine=engine,
             model=model,
+            specialists=specialists,
             directory=directory,
             log=log,
             publisher=publisher,
@@ -62,6 +78,7 @@ class Services:
         gateway = Gateway(
             engine=engine,
             specialist=Specialist(model),
+            specialists=specialists,
             rollout=rollout,
             directory=directory,
             log=log,
@@ -76,6 +93,7 @@ class Services:
             owners=owners,
             model=model,
             engine=engine,
+            specialists=specialists,
             rollout=rollout,
             gateway=gateway,
             keys=keys,
@@ -92,6 +110,7 @@ class Services:
         """End the turns under way, then stop following the log."""
         await self.gateway.close()
         await self.rollout.close()
+        await self.specialists.close()
 
     def now(self) -> int:
         """Unix time in seconds."""

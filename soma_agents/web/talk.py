@@ -24,11 +24,11 @@ ConversationId = Annotated[str, Query(min_length=1, max_length=128)]
 @router.post("/reason")
 async def reason(body: ReasonRequest, request: Request, services: Parts, asked: Chats) -> Response:
     """Say something; SOMA keeps the conversation and answers in it."""
-    tokens = body.max_tokens or services.settings.engine.max_tokens
+    own = services.gateway.card(body.model).parameters
     turn = await services.gateway.reason(
         asked.caller,
         body.message,
-        body.sampling(max_tokens=tokens, logprobs=None),
+        body.sampling(own, max_tokens=services.settings.engine.max_tokens),
         conversation=body.conversation,
         model=body.model,
     )

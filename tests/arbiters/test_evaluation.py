@@ -28,6 +28,10 @@ from arbiters.events import (
     RollbackRequested,
     RoundFinished,
     RoundStarted,
+    SpecialistOffered,
+    SpecialistRegistered,
+    SpecialistRetired,
+    SpecialistUnwanted,
     Timings,
     TrainingFinished,
 )
@@ -716,3 +720,46 @@ async def test_a_pointer_to_a_lost_model_says_so(gate):
 
     with pytest.raises(NotFoundError, match="'base' is not registered"):
         await gate.arbiter.serving()
+
+
+# --- specialists ---------------------------------------------------------------------------
+
+POET = SpecialistOffered(name="poet", model="base-2", dataset="books", hyperparameters={"a": 1})
+
+
+async def test_a_base_model_is_registered_as_a_specialist_by_its_name(gate):
+    said = await gate.hear(POET)
+
+    assert said == [SpecialistRegistered(name="poet", model="base-2", dataset="books")]
+    (known,) = await gate.arbiter.specialists()
+    assert (known.name, known.id, known.base, known.path) == ("poet", "base-2", "base-2", "")
+    assert (known.stage, known.dataset, known.hyperparameters) == ("specialist", "books", {"a": 1})
+    assert await gate.champion() == "base"
+
+
+async def test_a_specialist_that_is_not_wanted_answers_nobody(gate):
+    await gate.hear(POET)
+
+    said = await gate.hear(SpecialistUnwanted(name="poet"))
+    again = await gate.hear(SpecialistUnwanted(name="poet"))
+
+    assert said == [SpecialistRetired(name="poet")]
+    assert isinstance(again[0], RequestRefused)
+    assert await gate.arbiter.specialists() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "because"),
+    [
+        ("soma", "base-2", "SOMA itself answers to"),
+        ("Poet!", "base-2", "is no name"),
+        ("poet", "base", "answers as soma-v0 already"),
+        ("taken", "base-2", "belongs to base-1"),
+    ],
+)
+async def test_what_cannot_be_a_specialist_is_refused(gate, name, model, because):
+    await gate.hear(SpecialistOffered(name="taken", model="base-1"))
+
+    (said,) = await gate.hear(SpecialistOffered(name=name, model=model))
+
+    assert because in said.because

@@ -161,6 +161,35 @@ async def test_stages_change_but_for_the_champions(registry, at):
         await registry.set_stage("lora-x", "held")
 
 
+async def test_specialists_are_found_by_name_until_they_are_retired(registry):
+    poet, cook = (
+        version(
+            f"base-{name}",
+            name=name,
+            base=f"base-{name}",
+            path="",
+            stage="specialist",
+            round="",
+            code_version="",
+        )
+        for name in ("poet", "cook")
+    )
+    await registry.add_specialist(poet)
+    await registry.add_specialist(cook)
+    assert await registry.specialists() == [cook, poet]
+
+    await registry.retire_specialist("poet")
+    assert await registry.specialists() == [cook]
+    with pytest.raises(NotFoundError):
+        await registry.retire_specialist("poet")
+    with pytest.raises(ConflictError, match="belongs to base-poet"):
+        await registry.add_specialist(replace(poet, id="base-other", base="base-other"))
+
+    await registry.add_specialist(poet)
+    assert await registry.specialists() == [cook, poet]
+    assert await registry.models() == []
+
+
 # --- rounds --------------------------------------------------------------------------------
 
 

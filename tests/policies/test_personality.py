@@ -6,6 +6,7 @@ from policies.personality import (
     DEFAULTS,
     DIMENSIONS,
     PersonalityRules,
+    around,
     describe,
     describe_shift,
     dimensions_of,
@@ -138,3 +139,14 @@ def test_a_shift_is_told_by_what_moved_most():
     told = describe_shift(DEFAULTS, DEFAULTS | {"humour": 0.6, "warmth": 0.59}, "a test")
 
     assert told == "a test: humour 0.40 → 0.60, warmth 0.60 → 0.59"
+
+
+def test_a_personality_with_set_points_moves_around_them():
+    points = {"warmth": 0.9, "humour": 0.1}
+
+    still, moved = around(points, DEFAULTS), around(points, DEFAULTS | {"warmth": 0.8, "humour": 0})
+
+    assert still == pytest.approx(DEFAULTS | points)
+    assert moved["warmth"] == 1  # 0.2 above its default, and no further than 1
+    assert moved["humour"] == 0
+    assert around({}, {"warmth": 0.2}) == pytest.approx(DEFAULTS | {"warmth": 0.2})

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.routing import Canary, Route, RoutingFacts, UnknownModel, bucket, route
+from policies.routing import (
+    Canary,
+    Route,
+    RoutingFacts,
+    UnknownModel,
+    bucket,
+    name_problem,
+    route,
+)
 
 FACTS = RoutingFacts(
     user="owner",
@@ -59,3 +67,24 @@ def test_the_next_experiment_draws_anew():
     drawn = {bucket("owner", "c1", f"exp-{i}") for i in range(20)}
 
     assert len(drawn) == 20
+
+
+def test_a_specialist_asked_for_by_name_answers_even_during_a_canary():
+    facts = replace(FACTS, specialists={"poet": "base-2"}, canary=CANARY)
+
+    assert route(replace(facts, requested="poet")) == Route(
+        "poet", "base-2", None, "specialist 'poet' was asked for by name"
+    )
+    assert "poet, soma" in route(replace(facts, requested="cook")).because
+
+
+@pytest.mark.parametrize("name", ["poet", "a", "night-cook-2", "soma-poet", "z" * 40])
+def test_a_name_that_can_be_said_is_no_problem(name):
+    assert name_problem(name) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["", "soma", "default", "personal", "soma-v3", "Poet", "2nd", "a b", "z" * 41, "poet\n"]
+)
+def test_a_name_that_is_somas_own_or_no_name_is_a_problem(name):
+    assert name_problem(name) is not None

@@ -8,7 +8,7 @@ from backports import zstd
 from pyarrow import parquet
 
 from arbiters.errors import InvalidError, NotFoundError
-from soma_agents.pretraining.readers import files_of, read
+from soma_agents.pretraining.readers import Turn, files_of, read
 
 TEXTS = ["Ein Fuchs.", "две строки\nи ещё", "狐 \U0001f98a", "last"]
 
@@ -70,15 +70,14 @@ def test_text_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
     assert all(piece.endswith("\n\n") for piece in pieces)
 
 
-def test_conversations_are_written_as_chatml(tmp_path):
+def test_conversations_are_read_turn_by_turn(tmp_path):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}))
+    parquet.write_table(pa.table({"messages": [turns]}), tmp_path / "b.parquet")
 
-    (found,) = read(files_of(tmp_path))
+    found = [one.document for one in read(files_of(tmp_path))]
 
-    assert found.document == (
-        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n"
-    )
+    assert found == [(Turn("user", "hi"), Turn("assistant", "hello"))] * 2
 
 
 def test_packed_tokens_are_read_as_numbers(tmp_path):
@@ -97,6 +96,8 @@ def test_packed_tokens_are_read_as_numbers(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n{"text"', "cannot be read"),
         ("a.jsonl", b'{"body": "a"}\n', r"line 1 has \['body'\], not 'text' or 'messages'"),
         ("a.jsonl", b"7\n", "line 1 is '7'"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "line 1 has the message .*'user'"),
+        ("a.jsonl", b'{"messages": [{"role": "user\\nx", "content": "a"}]}\n', "a role of system"),
         ("a.json", b"[1", "cannot be read"),
         ("a.csv", b"id,body\n1,x\n", "row 1 has"),
         ("a.parquet", b"PAR1junk", "cannot be read"),

@@ -17,6 +17,7 @@ from arbiters.errors import BusyError
 from soma_agents.language.engine import EngineStats
 from soma_agents.language.gguf_file import GgufFile
 from soma_agents.language.requests import Finished, GenerationRequest, Piece
+from soma_agents.language.sou.card import Card
 from soma_agents.language.source import base_id, locate
 from soma_agents.language.tokenizer import ChatTokenizer
 from soma_agents.runtime.local import LocalRuntime
@@ -99,6 +100,7 @@ class Words:
     tokenizer: ChatTokenizer
     path: Path
     name: str = "soma-v0"
+    card: Card = dataclasses.field(default_factory=Card)
     config: Size = Size()
 
 
@@ -138,6 +140,12 @@ class Soma:
         return await self.http.post(
             "/v1/chat/completions", json={"model": "soma", "messages": body} | options
         )
+
+    async def chat_as(self, secret, text):
+        """The same with a key."""
+        body = {"messages": [{"role": "user", "content": text}]}
+        headers = {"Authorization": f"Bearer {secret}"}
+        return await self.http.post("/v1/chat/completions", json=body, headers=headers)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from arbiters.errors import InvalidError
 from policies.personality import describe
 from soma_agents.language.engine import Engine
-from soma_agents.language.model import load_model
+from soma_agents.language.model import LanguageModel, load_model
 from soma_agents.language.requests import GenerationRequest, Piece
 from soma_agents.language.sampling import Sampling
 from soma_agents.language.sou.card import Card
@@ -36,6 +36,16 @@ def sampling_of(card: Card, tokens: int) -> Sampling:
     return Sampling(**given)
 
 
+def asked(model: LanguageModel, prompt: str) -> str:
+    """A user's question as the model's template writes it, under the file's system message.
+
+    Raises:
+        InvalidError: the model has no template.
+    """
+    turns = [Turn("system", voice(model.card))] if voice(model.card) else []
+    return model.tokenizer.render([*turns, Turn("user", prompt)], add_generation_prompt=True)
+
+
 async def answer(path: Path, prompt: str, *, user: str, tokens: int) -> AsyncIterator[str]:
     """The model's answer, piece by piece; what has no chat template goes on with the prompt.
 
@@ -48,11 +58,7 @@ async def answer(path: Path, prompt: str, *, user: str, tokens: int) -> AsyncIte
     if not card.allows(user):
         raise InvalidError(f"the ACL of {str(path)!r} does not let {user!r} use it")
     model = load_model(str(path))
-    text = prompt
-    if model.tokenizer.template:
-        turns = [Turn("system", voice(card))] if voice(card) else []
-        turns.append(Turn("user", prompt))
-        text = model.tokenizer.render(turns, add_generation_prompt=True)
+    text = asked(model, prompt) if model.tokenizer.template else prompt
     request = GenerationRequest(tuple(model.tokenizer.encode(text)), sampling_of(card, tokens))
     engine = Engine(model, slots=1)
     engine.start()
