@@ -23,6 +23,7 @@ from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.optimiser import Optimisers
 from soma_agents.pretraining.planning import plan
 from soma_agents.pretraining.recipe import V1, parameters
+from soma_agents.training.loop import Alone
 
 TARGET = 2.0
 ROWS = 4
@@ -71,7 +72,7 @@ def measure(batch_tokens: int, rounds: int) -> dict[str, object]:
     peer = plain()
     adam = peer.optimizer(1e-3)
     learner = Learner(recipe)
-    optimisers = Optimisers(learner, recipe)
+    optimisers = Optimisers(learner, recipe, Alone())
 
     def ours() -> None:
         learner.refresh()

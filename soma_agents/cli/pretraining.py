@@ -1,6 +1,7 @@
 """`soma pretrain`, `generate`, `plan`: a language model from nothing but text."""
 
 import asyncio
+import logging
 import math
 import os
 import resource
@@ -41,7 +42,9 @@ MicroRows = Annotated[int | None, typer.Option("--micro-rows", help="Rows at a t
 Recompute = Annotated[
     bool | None, typer.Option("--recompute", help="Less memory for a third more time.")
 ]
+Precision = Annotated[str | None, typer.Option("--precision", help="bfloat16, float16 or float32.")]
 Minutes = Annotated[float, typer.Option("--minutes", help="Stop then; called again, go on.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes, by Ray Train.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of weights and order.")]
 
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
@@ -76,8 +79,10 @@ def pretrain(
     schedule: Schedule = None,
     micro_rows: MicroRows = None,
     recompute: Recompute = None,
+    precision: Precision = None,
     minutes: Minutes = math.inf,
     seed: Seed = None,
+    workers: Workers = 1,
     json: Json = False,
 ) -> None:
     """Learn a vocabulary and a model from a corpus; interrupted, the same command goes on."""
@@ -93,18 +98,14 @@ def pretrain(
         schedule=schedule,
         micro_rows=micro_rows,
         recompute=recompute,
+        precision=precision,
         seed=seed,
     )
     planned = planning.require(recipe)
     shown: AbstractContextManager[Any] = nullcontext(run.Hooks()) if json else _Bar()
+    sources = run.Sources(corpus, held_out, tokenizer, base, _system(base, system))
     with shown as hooks:
-        made = run.pretrain(
-            run.Sources(corpus, held_out, tokenizer, base, _system(base, system)),
-            recipe,
-            out.absolute(),
-            hooks=hooks,
-            max_seconds=minutes * 60,
-        )
+        made = _learn(sources, recipe, out.absolute(), workers, hooks, minutes * 60)
     told = _told(made, planned)
     if json:
         print_json(told)
@@ -117,32 +118,55 @@ def pretrain(
     print(
         f"{told['parameters']:,} parameters, {told['ended']} after {told['tokens']:,} tokens in "
         f"{told['seconds']:.0f} s: {told['train_loss']:.3f} nats a token in training, {judged}\n"
-        f"soma generate {words} --model {made.model}"
+        f"soma generate {words} --model {made}"
     )
 
 
-def _told(made: Any, planned: Any) -> dict[str, Any]:
-    """What came of a run, beside what was planned."""
-    outcome = made.outcome
+def _learn(
+    sources: Any, recipe: Any, out: Path, workers: int, hooks: Any, max_seconds: float
+) -> Path:
+    """The run in this process, or on workers of a Ray of its own; the model's file."""
+    from soma_agents.pretraining import run
+
+    if workers == 1:
+        return run.pretrain(sources, recipe, out, hooks=hooks, max_seconds=max_seconds).model
+    import ray
+
+    from soma_agents.pretraining.ray_train import pretrain_with_ray
+
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        return pretrain_with_ray(
+            sources,
+            recipe,
+            out,
+            workers=workers,
+            threads=threads,
+            hooks=hooks,
+            max_seconds=max_seconds,
+        )
+    finally:
+        ray.shutdown()
+
+
+def _told(model: Path, planned: Any) -> dict[str, Any]:
+    """What came of a run, as its model tells it, beside what was planned."""
+    from json import loads
+
+    from soma_agents.language.sou.checkpoint import SouCheckpoint
+
+    facts = loads(SouCheckpoint(model).file.directory.metadata["lineage"])
+    kept = ("parameters", "ended", "steps", "tokens", "bits_per_byte_before", "bits_per_byte")
     return {
-        "model": str(made.model),
-        "parameters": made.parameters,
-        "ended": outcome.ended,
-        "steps": outcome.step,
-        "tokens": outcome.tokens,
-        "seconds": round(outcome.seconds, 1),
+        "model": str(model),
+        **{name: facts[name] for name in kept},
+        "seconds": round(facts["seconds"], 1),
         "planned_seconds": round(planned.seconds, 1),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "planned_bytes": planned.memory,
-        "train_loss": round(outcome.loss, 4),
-        "bits_per_byte_before": _number(outcome.before),
-        "bits_per_byte": _number(outcome.bits_per_byte),
+        "train_loss": round(facts["train_loss"], 4),
     }
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return None if math.isnan(value) else value
 
 
 def _begun(base: Path | None, preset: str | None, depth: int | None) -> Any:

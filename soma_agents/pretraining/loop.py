@@ -23,9 +23,10 @@ from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.optimiser import Optimisers
 from soma_agents.pretraining.packed import Order, Packed, learnt, rows_of, unheard
 from soma_agents.pretraining.recipe import Recipe
+from soma_agents.pretraining.scaling import Scale, first_scale
+from soma_agents.pretraining.shards import Shards
 from soma_agents.pretraining.structure import Traits
 from soma_agents.pretraining.vocabulary import Edges
-from soma_agents.training.checkpoints import Checkpoint, Checkpoints
 from soma_agents.training.loop import Alone, DivergedError, Workers
 
 EVALUATED = 32_768
@@ -77,6 +78,9 @@ class _State:
     best: float = math.inf
     worse: int = 0
     before: float = math.nan
+    scale: float = 1.0
+    scaled: int = 0
+    """What the loss is multiplied by, and the steps since that changed."""
 
 
 def fit(
@@ -145,14 +149,14 @@ class Run:
         self._order = Order(rows, seed=recipe.seed)
         self._every = max(1, math.ceil(recipe.steps / max(1, recipe.evaluations)))
         self.learner = Learner(recipe, traits)
-        self._optimisers = Optimisers(self.learner, recipe)
-        self._state = _State()
+        self._optimisers = Optimisers(self.learner, recipe, workers)
+        self._state = _State(scale=first_scale(recipe.precision).factor)
         self._whole = True
         """False while an optimiser step has been taken in part."""
         self._best: dict[str, Tensor] = {}
         facts = json.dumps([recipe.facts(), packed.identity, origin], sort_keys=True)
-        self._checkpoints = Checkpoints(
-            directory / "checkpoints", hashlib.sha256(facts.encode()).hexdigest()
+        self._checkpoints = Shards(
+            directory / "checkpoints", hashlib.sha256(facts.encode()).hexdigest(), workers
         )
         self._saved_at = self._resumed_at = time.perf_counter()
         self._seconds_before = self._speed = 0.0
@@ -191,22 +195,26 @@ class Run:
             while self._state.step < self._recipe.steps:
                 if self._state.worse >= self._recipe.patience:
                     return "early"
-                if self._late(max_seconds):
+                late, due = self._agreed(
+                    self._elapsed() > max_seconds,
+                    time.perf_counter() - self._saved_at >= CHECKPOINT_EVERY_S,
+                )
+                if late or due:
                     self._save()
+                if late:
                     return "deadline"
                 on_progress(self.advance())
-                if time.perf_counter() - self._saved_at >= CHECKPOINT_EVERY_S:
-                    self._save()
         except (DivergedError, KeyboardInterrupt):
             if self._whole:  # nothing broken has been taken in: these weights are good
                 self._save()
             raise
         return "finished"
 
-    def _late(self, max_seconds: float) -> bool:
-        late = torch.tensor(float(self._workers.rank == 0 and self._elapsed() > max_seconds))
-        self._workers.sum([late])
-        return bool(late)
+    def _agreed(self, *mine: bool) -> list[bool]:
+        """What the first worker finds: their clocks differ, what they do must not."""
+        found = torch.tensor(mine, dtype=torch.float32)
+        self._workers.share([found], [0])
+        return [bool(each) for each in found]
 
     def _elapsed(self) -> float:
         return self._seconds_before + time.perf_counter() - self._resumed_at
@@ -219,13 +227,19 @@ class Run:
         loss = self._gradients(rows)
         parameters = list(self.learner.parameters())
         self._workers.sum([*(p.grad for p in parameters if p.grad is not None), loss])
-        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        self._check(float(loss), float(norm), rows)
-        self._whole = False
-        rate = self._optimisers.step(step)
+        norm = self._norm(parameters)
+        scale = Scale(self._state.scale, self._state.scaled)
+        if math.isfinite(loss) and not math.isfinite(norm) and (less := scale.overflown()):
+            scale, rate = less, 0.0
+        else:
+            self._check(float(loss), norm, rows)
+            self._whole = False
+            scale, rate = scale.held(), self._optimisers.step(step)
         before = self._state.loss
         shown = float(loss) if math.isnan(before) else RECENT * before + (1 - RECENT) * float(loss)
-        self._state = replace(self._state, step=step + 1, loss=shown)
+        self._state = replace(
+            self._state, step=step + 1, loss=shown, scale=scale.factor, scaled=scale.steps
+        )
         self._whole = True
         speed = recipe.rows * recipe.row / (time.perf_counter() - started)
         self._speed = RECENT * self._speed + (1 - RECENT) * speed if self._speed else speed
@@ -255,7 +269,7 @@ class Run:
             some = mine[start : start + recipe.micro_rows]
             tokens = self._tokens(self._packed.train, some)
             loss, nats = self.learner.loss(tokens, self._wanted(heard, some))
-            (loss / count).backward()
+            (loss * self._state.scale / count).backward()
             self.learner.collect()
             total += nats / count
         return total
@@ -265,6 +279,14 @@ class Run:
         if not self._recipe.replies_only:
             return None
         return torch.from_numpy(learnt(heard, rows, self._recipe.row))
+
+    def _norm(self, parameters: list[torch.nn.Parameter]) -> float:
+        """The gradients' norm before they are clipped, once they are scaled down."""
+        if (scale := self._state.scale) != 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= scale
+        return float(torch.nn.utils.clip_grad_norm_(parameters, self._recipe.clip))
 
     def _check(self, loss: float, norm: float, rows: list[int]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -329,12 +351,12 @@ class Run:
     def _save(self) -> None:
         self._saved_at = time.perf_counter()
         self._state = replace(self._state, seconds=self._elapsed())
-        if self._workers.rank or not self._state.step:
+        if not self._state.step:
             return
-        tensors = {f"now/{n}": p.detach() for n, p in self.learner.named_parameters()}
-        tensors |= {f"best/{n}": p for n, p in self._best.items()}
-        tensors |= {f"state/{n}": t for n, t in self._optimisers.state().items()}
-        self._checkpoints.save(Checkpoint(asdict(self._state), tensors))
+        own = {f"state/{n}": t for n, t in self._optimisers.state().items()}
+        whole = {f"now/{n}": p.detach() for n, p in self.learner.named_parameters()}
+        whole |= {f"best/{n}": p for n, p in self._best.items()}
+        self._checkpoints.save(asdict(self._state), own, whole)
 
     def finish(self, ended: Ended) -> Outcome:
         """The weights that were best on held-out text, and how they were found."""

@@ -1,6 +1,11 @@
-"""Muon for the matrices of the blocks, AdamW for everything else, both torch's own."""
+"""Muon for the matrices of the blocks, AdamW for everything else, both torch's own.
 
-from collections.abc import Iterator, Mapping
+Of several workers each keeps the state of some parameters, takes their steps and gives them to
+the others: the optimiser's memory is parted as in ZeRO's first stage (arXiv:1910.02054), by whole
+parameters, since Muon needs a matrix whole.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +13,7 @@ from torch.optim import Optimizer
 
 from soma_agents.pretraining.learner import MATRICES, Learner
 from soma_agents.pretraining.recipe import Recipe
+from soma_agents.training.loop import Workers
 from soma_agents.training.schedules import share
 
 NEWTON_SCHULZ = 5
@@ -17,38 +23,53 @@ BETAS = (0.8, 0.95)
 """As nanochat sets them: a short memory suits a table of which each step sees a part."""
 
 
+def owners(sizes: Sequence[int], workers: int) -> list[int]:
+    """Which worker owns which parameter: the largest first, each to who has least."""
+    loads, found = [0] * workers, [0] * len(sizes)
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        found[place] = loads.index(min(loads))
+        loads[found[place]] += sizes[place]
+    return found
+
+
 class Optimisers:
     """Both as one: the rates of a recipe, and a state that can be kept in a file."""
 
-    def __init__(self, learner: Learner, recipe: Recipe) -> None:
-        named = dict(learner.named_parameters())
+    def __init__(self, learner: Learner, recipe: Recipe, workers: Workers) -> None:
+        self._workers = workers
+        self._parameters = list(learner.parameters())
+        self._owners = owners([p.numel() for p in self._parameters], workers.count)
+        named = {
+            name: parameter
+            for (name, parameter), owner in zip(
+                learner.named_parameters(), self._owners, strict=True
+            )
+            if owner == workers.rank
+        }
         matrices = {n: p for n, p in named.items() if n.startswith(MATRICES)}
         others = {n: p for n, p in named.items() if n not in matrices}
         self._recipe = recipe
         self._names: dict[Tensor, str] = {p: name for name, p in named.items()}
-        self._all: list[tuple[Optimizer, float]] = [
-            (
-                torch.optim.Muon(
-                    matrices.values(),
-                    lr=recipe.matrix_rate,
-                    momentum=recipe.momentum,
-                    ns_steps=NEWTON_SCHULZ,
-                    weight_decay=recipe.decay,
-                ),
-                recipe.matrix_rate,
-            ),
-            (
-                torch.optim.AdamW(
-                    others.values(),
-                    lr=recipe.embedding_rate,
-                    betas=BETAS,
-                    eps=1e-10,
-                    weight_decay=0.0,
-                    fused=True,
-                ),
-                recipe.embedding_rate,
-            ),
-        ]
+        self._all: list[tuple[Optimizer, float]] = []
+        if matrices:
+            muon = torch.optim.Muon(
+                matrices.values(),
+                lr=recipe.matrix_rate,
+                momentum=recipe.momentum,
+                ns_steps=NEWTON_SCHULZ,
+                weight_decay=recipe.decay,
+            )
+            self._all.append((muon, recipe.matrix_rate))
+        if others:
+            adam = torch.optim.AdamW(
+                others.values(),
+                lr=recipe.embedding_rate,
+                betas=BETAS,
+                eps=1e-10,
+                weight_decay=0.0,
+                fused=True,
+            )
+            self._all.append((adam, recipe.embedding_rate))
 
     def step(self, step: int) -> float:
         """Take optimiser step `step` (from 0); the share of the peak rates that it took."""
@@ -65,10 +86,11 @@ class Optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = peak * part
             optimiser.step()
+        self._workers.share(self._parameters, self._owners)
         return part
 
     def state(self) -> dict[str, Tensor]:
-        """What must be kept to go on, by name."""
+        """What this worker must keep to go on, by name."""
         return {
             f"{self._names[parameter]}/{key}": value
             for parameter, state in self._states()
@@ -76,7 +98,7 @@ class Optimisers:
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave, of any number of workers together."""
         for optimiser, _ in self._all:
             for group in optimiser.param_groups:
                 for parameter in group["params"]:

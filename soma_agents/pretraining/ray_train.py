@@ -1,26 +1,43 @@
 """The same loop on several workers of Ray Train, each of which learns from its share of the rows.
 
-Data-parallel: every worker has the whole model, gradients are added up over gloo. The first one
-leaves checkpoints, curve and model in the run's folder, which all of them must see.
+Data-parallel: every worker has the whole model, gradients are added up over gloo; each has the
+optimiser's state of its part of the parameters, and its part of the checkpoints. The first one
+leaves curve and model in the run's folder, which all of them must see.
 """
 
 import json
+import math
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 
+from arbiters.errors import SomaError
+from soma_agents.pretraining.loop import Progress
 from soma_agents.pretraining.recipe import Recipe
-from soma_agents.pretraining.run import MODEL, Hooks, Sources, learn, prepare
+from soma_agents.pretraining.run import METRICS, MODEL, Hooks, Sources, learn, prepare
 from soma_agents.training.ray_train import MAX_FAILURES, GlooWorkers
 
+LOOK_EVERY_S = 0.5
+GAVE_UP = "gave-up.txt"
+"""Why the workers stopped, where it is nothing that another try could mend."""
 CPU_SHARE = 0.1
 """CPUs that a worker books; its threads are set by OMP_NUM_THREADS."""
 
 
 def pretrain_with_ray(
-    sources: Sources, recipe: Recipe, directory: Path, *, workers: int, threads: int = 1
+    sources: Sources,
+    recipe: Recipe,
+    directory: Path,
+    *,
+    workers: int,
+    threads: int = 1,
+    hooks: Hooks | None = None,
+    max_seconds: float = math.inf,
 ) -> Path:
     """Learn on `workers` workers with so many threads each; the model's file.
 
@@ -28,14 +45,18 @@ def pretrain_with_ray(
 
     Raises:
         InvalidError: the corpus, vocabulary and recipe do not fit each other.
+        SomaError: the workers gave up, for the reason that it tells.
     """
-    prepare(sources, recipe, directory, Hooks())
+    hooks = hooks or Hooks()
+    prepare(sources, recipe, directory, hooks)
+    hooks.on_phase("learning")
     places = [sources.corpus, sources.held_out, sources.tokenizer, sources.base]
     config = {
         "sources": [None if place is None else str(place.absolute()) for place in places],
         "system": sources.system,
         "recipe": json.dumps(recipe.facts()),
         "directory": str(directory),
+        "max_seconds": max_seconds,
     }
     trainer = ray.train.torch.TorchTrainer(
         work,
@@ -53,8 +74,42 @@ def pretrain_with_ray(
             },
         ),
     )
-    trainer.fit()
+    gave_up = directory / GAVE_UP
+    gave_up.unlink(missing_ok=True)
+    with _followed(directory / METRICS, hooks):
+        trainer.fit()
+    if gave_up.exists():
+        raise SomaError(gave_up.read_text())
     return directory / MODEL
+
+
+@contextmanager
+def _followed(curve: Path, hooks: Hooks) -> Generator[None]:
+    """Tell each step that the first worker adds to the live curve."""
+    ended = threading.Event()
+    read = curve.stat().st_size if curve.exists() else 0
+
+    def follow() -> None:
+        place = read
+        while not ended.wait(LOOK_EVERY_S):
+            if not curve.exists():
+                continue
+            if curve.stat().st_size < place:  # what is taken again was cut
+                place = 0
+            with curve.open("rb") as file:
+                file.seek(place)
+                lines = file.read().rpartition(b"\n")[0]
+            place += len(lines) + 1 if lines else 0
+            for line in lines.splitlines():
+                hooks.on_progress(Progress(**json.loads(line)))
+
+    follower = threading.Thread(target=follow, name="curve", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
 
 
 def work(config: dict[str, Any]) -> None:
@@ -62,10 +117,17 @@ def work(config: dict[str, Any]) -> None:
     corpus, held_out, tokenizer, base = (None if p is None else Path(p) for p in config["sources"])
     assert corpus is not None  # noqa: S101 — a run has a corpus
     context = ray.train.get_context()
-    learn(
-        Sources(corpus, held_out, tokenizer, base, config["system"]),
-        Recipe.of(json.loads(config["recipe"])),
-        Path(config["directory"]),
-        hooks=Hooks(),
-        workers=GlooWorkers(context.get_world_rank(), context.get_world_size()),
-    )
+    workers = GlooWorkers(context.get_world_rank(), context.get_world_size())
+    directory = Path(config["directory"])
+    try:
+        learn(
+            Sources(corpus, held_out, tokenizer, base, config["system"]),
+            Recipe.of(json.loads(config["recipe"])),
+            directory,
+            hooks=Hooks(),
+            max_seconds=config["max_seconds"],
+            workers=workers,
+        )
+    except SomaError as error:  # all of them find the same; to try again would not help
+        if workers.rank == 0:
+            (directory / GAVE_UP).write_text(str(error))

@@ -8,7 +8,7 @@ from arbiters.errors import InvalidError
 from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.training.schedules import CURVES
 
-Precision = Literal["bfloat16", "float32"]
+Precision = Literal["bfloat16", "float16", "float32"]
 Objective = Literal["structure", "hierarchy", "coherence"]
 
 HEAD_DIM = 64
@@ -83,7 +83,10 @@ class Recipe:
             "embedding_rate": ("above 0", 0 < self.embedding_rate < 1e3),  # noqa: PLR2004
             "schedule": (f"of {sorted(CURVES)}", self.schedule in CURVES),
             "micro_rows": ("1 or more", self.micro_rows >= 1),
-            "precision": ("bfloat16 or float32", self.precision in {"bfloat16", "float32"}),
+            "precision": (
+                "bfloat16, float16 or float32",
+                self.precision in {"bfloat16", "float16", "float32"},
+            ),
             "clip": ("above 0", self.clip > 0),
         }
         for name, (allowed, ok) in checks.items():

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,16 @@ class Checkpoints:
         return target
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint of this run; damaged ones are skipped with a log line."""
+        """The newest whole checkpoint of this run."""
+        return next(self.whole(), None)
+
+    def whole(self) -> Iterator[Checkpoint]:
+        """The whole checkpoints of this run, newest first; damaged ones are left out with a log line."""
         for path in self._paths():
             try:
-                return self._read(path)
+                yield self._read(path)
             except CorruptError as error:
                 _log.warning("checkpoint skipped", path=str(path), because=str(error))
-        return None
 
     def _paths(self) -> list[Path]:
         return sorted(self._directory.glob("step-*"), reverse=True)

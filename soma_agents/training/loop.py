@@ -61,6 +61,10 @@ class Workers(Protocol):
         """Replace each tensor, in place, by its sum over all workers."""
         ...
 
+    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """Replace each tensor, in place, by what the worker of that rank has."""
+        ...
+
 
 class Alone:
     """A run of one process."""
@@ -70,6 +74,9 @@ class Alone:
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Nothing to add."""
+
+    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """Nothing to take."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ on, since a checkpoint reported to Ray costs seconds each.
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,25 @@ class GlooWorkers:
         """Add up over all workers in one message: a call for each tensor would cost more."""
         if self.count == 1:
             return
-        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-        torch.distributed.all_reduce(flat)
-        for tensor, part in zip(
-            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
-        ):
+        with _together(tensors) as flat:
+            torch.distributed.all_reduce(flat)
+
+    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """One message from each owner."""
+        for owner in sorted(set(owners)):
+            own = [tensor for tensor, its in zip(tensors, owners, strict=True) if its == owner]
+            with _together(own) as flat:
+                torch.distributed.broadcast(flat, src=owner)
+
+
+@contextmanager
+def _together(tensors: Sequence[Tensor]) -> Generator[Tensor]:
+    """One flat tensor of them all, float32, which they are set to at the end."""
+    flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
+    yield flat
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    with torch.no_grad():
+        for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
