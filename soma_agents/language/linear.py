@@ -1,11 +1,11 @@
 """Matrices in the form in which decoding reads them fastest.
 
 Decoding a few tokens is bound by reading weights. Those that a file stores in blocks of 32
-values with 2, 4 or 8 bits are therefore multiplied from 4-bit blocks (torch's CPU kernel, bf16
+values with 2, 4 or 8 bits are therefore multiplied from 4-bit blocks (our kernel or torch's, bf16
 inputs, fp32 sums), which is as true to the file as bf16 weights are; all others stay dense.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from soma_agents.language.gguf_file import GgufFile
+from soma_agents.language.native import kernels
 from soma_agents.language.sou.blocks import Blocks
 
 GROUP = 32
@@ -68,21 +69,36 @@ class BlockLinear:
 
 
 class DoubleBlockLinear:
-    """A wider matrix as the sum of two 4-bit ones, side by side: q = 16 · high + low."""
+    """A product with (16 · (high - 8) + low) · scale + zero: two of the above side by side."""
 
-    def __init__(self, q: Tensor, scale: Tensor, offset: Tensor | None = None) -> None:
-        """`q` (outputs, inputs) whole numbers in -128 … 127; `scale`, `offset` (outputs, inputs / 32) fp32.
-
-        A value is q · scale - offset.
-        """
+    def __init__(self, high: Tensor, low: Tensor, scale: Tensor, zero: Tensor) -> None:
+        """`high`, `low` as `q` above."""
         self._both = BlockLinear(
-            torch.cat(((q >> 4) + 8, q & 15), dim=1).int(),
+            torch.cat((high, low), dim=1),
             torch.cat((16 * scale, scale), dim=1),
-            torch.cat((torch.zeros_like(scale) if offset is None else -offset, 8 * scale), dim=1),
+            torch.cat((zero, 8 * scale), dim=1),
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._both(torch.cat((x, x), dim=-1))
+
+
+class Stored(NamedTuple):
+    """A matrix (outputs, inputs) in blocks of 32 inputs."""
+
+    planes: tuple[Tensor, ...]
+    """Whole numbers 0 … 15: one for q - 8, two for 16 · (high - 8) + low."""
+    scale: Tensor
+    """(outputs, inputs / 32) fp32; that number is multiplied by it,"""
+    zero: Tensor
+    """and this is added."""
+
+    def product(self) -> Linear:
+        """By our own kernel where it runs, else by torch's."""
+        if (found := kernels()) is not None:
+            return found.product(*self)
+        planes = [plane.int() for plane in self.planes]
+        return (DoubleBlockLinear if len(planes) > 1 else BlockLinear)(*planes, *self[1:])
 
 
 def stored_linear(
@@ -99,11 +115,11 @@ def stored_linear(
     read = READERS[kinds.pop()]
     parts = [read(file.raw(name)) for name in names]
     ordered = [
-        [values[orders[name]] if name in orders else values for values in part]
+        [values[orders[name]] if name in orders else values for values in (*part.planes, *part[1:])]
         for name, part in zip(names, parts, strict=True)
     ]
-    columns = [torch.cat(column) for column in zip(*ordered, strict=True)]
-    return BlockLinear(*columns) if len(columns) == 3 else DoubleBlockLinear(*columns)  # noqa: PLR2004
+    *planes, scale, zero = (torch.cat(column) for column in zip(*ordered, strict=True))
+    return Stored(tuple(planes), scale, zero).product()
 
 
 def block_linear(blocks: Blocks, bits: int) -> Linear | None:
@@ -112,29 +128,37 @@ def block_linear(blocks: Blocks, bits: int) -> Linear | None:
         return None
     repeats = blocks.q.shape[1] // blocks.scale.shape[1] // GROUP
     scale = blocks.scale.repeat_interleave(repeats, dim=1)
-    offset = None if blocks.offset is None else blocks.offset.repeat_interleave(repeats, dim=1)
-    if offset is not None and bits <= 4:  # noqa: PLR2004 - what the kernel multiplies
+    if blocks.offset is None:
+        return Stored(_halved(blocks.q), scale, torch.zeros_like(scale)).product()
+    zero = -blocks.offset.repeat_interleave(repeats, dim=1)
+    if bits <= 4:  # noqa: PLR2004 - what one plane holds
         half = 2 ** (bits - 1)  # fewer bits go to the middle of the kernel's 16 steps
-        return BlockLinear(blocks.q.int() + 8 - half, scale, half * scale - offset)
-    return DoubleBlockLinear(blocks.q, scale, offset)
+        return Stored((blocks.q + (8 - half),), scale, half * scale + zero).product()
+    return Stored(_halved(blocks.q), scale, zero).product()
 
 
-def _q4_0(raw: npt.NDArray[np.uint8]) -> list[Tensor]:
+def _halved(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers -128 … 127 as the planes that stand for them."""
+    return (q >> 4) + 8, q & 15
+
+
+def _q4_0(raw: npt.NDArray[np.uint8]) -> Stored:
     blocks = raw.reshape(raw.shape[0], -1, 18)
     scale = _halves(blocks[:, :, :2])
-    return [_nibbles(blocks[:, :, 2:]), scale, torch.zeros_like(scale)]
+    return Stored((_nibbles(blocks[:, :, 2:]),), scale, torch.zeros_like(scale))
 
 
-def _q4_1(raw: npt.NDArray[np.uint8]) -> list[Tensor]:
+def _q4_1(raw: npt.NDArray[np.uint8]) -> Stored:
     blocks = raw.reshape(raw.shape[0], -1, 20)
     scale, least = _halves(blocks[:, :, :2]), _halves(blocks[:, :, 2:4])
-    return [_nibbles(blocks[:, :, 4:]), scale, least + 8 * scale]
+    return Stored((_nibbles(blocks[:, :, 4:]),), scale, least + 8 * scale)
 
 
-def _q8_0(raw: npt.NDArray[np.uint8]) -> list[Tensor]:
+def _q8_0(raw: npt.NDArray[np.uint8]) -> Stored:
     blocks = raw.reshape(raw.shape[0], -1, 34)
     values = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(raw.shape[0], -1)
-    return [torch.from_numpy(values.astype(np.int32)), _halves(blocks[:, :, :2])]
+    scale = _halves(blocks[:, :, :2])
+    return Stored(_halved(torch.from_numpy(values)), scale, torch.zeros_like(scale))
 
 
 READERS = {
@@ -152,4 +176,4 @@ def _halves(pairs: npt.NDArray[np.uint8]) -> Tensor:
 def _nibbles(packed: npt.NDArray[np.uint8]) -> Tensor:
     """16 bytes of a block → its 32 values: low halves first, then high halves."""
     values = np.concatenate((packed & 15, packed >> 4), axis=-1)
-    return torch.from_numpy(values.reshape(packed.shape[0], -1).astype(np.int32))
+    return torch.from_numpy(values.reshape(packed.shape[0], -1))
