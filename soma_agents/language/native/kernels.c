@@ -9,6 +9,8 @@
 #define INLINE static inline __attribute__((always_inline))
 #define EACH _Pragma("GCC unroll 8")
 
+/* Scores or numbers below which waking another core takes longer than the work. */
+enum { WORTHWHILE = 4096 };
 enum { TILE = 16, GROUP = 32, PLANE = GROUP * TILE / 2, MOST_ROWS = 8 };
 
 typedef uint16_t bf16;
@@ -47,7 +49,8 @@ INLINE __m512 exp16(__m512 x)
 int supported(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
 }
 
 /* --- products with 4-bit and 8-bit blocks ---------------------------------------------------- */
@@ -243,7 +246,9 @@ void attend(const bf16 *qkv, bf16 *stored, const int64_t *positions, const bf16 
             __builtin_memcpy(to + kv_heads * capacity * size, key + kv_heads * size,
                              size * sizeof(bf16));
         }
-#pragma omp parallel for schedule(static)
+    long seen = 0;
+    for (long row = 0; row < rows; row++) seen += positions[row] + 1;
+#pragma omp parallel for schedule(static) if (seen * heads > WORTHWHILE)
     for (long task = 0; task < rows * heads; task++) {
         const long row = task / heads, head = task % heads, last = positions[row];
         const long first = window && last >= window ? last - window + 1 : 0, count = last + 1 - first;
@@ -278,7 +283,7 @@ void rms_norm(const bf16 *x, const bf16 *weight, float eps, bf16 *y, long rows, 
 /* silu(first half) · second half of each row; `size` numbers come out. */
 void gated_silu(const bf16 *x, bf16 *y, long rows, long size)
 {
-#pragma omp parallel for schedule(static) if (rows * size > 8192)
+#pragma omp parallel for schedule(static) if (rows * size > WORTHWHILE)
     for (long row = 0; row < rows; row++)
         for (long i = 0; i < size; i += TILE) {
             const __m512 gate = wide16(x + row * 2 * size + i), one = _mm512_set1_ps(1.f);

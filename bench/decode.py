@@ -1,0 +1,125 @@
+"""Decoding speed of SmolLM2-135M in every number format, against `transformers` and OpenVINO GenAI.
+
+`python -m bench.decode`, alone on the machine. Ours run from the GGUF file as it is and from `.sou`
+files of BF16, Q8 and Q4; `transformers` generates with the same weights in bf16, OpenVINO GenAI from
+the same GGUF file. All take turns, a prompt and 96 greedy tokens each. The figure is our fastest
+format with one stream over `transformers`; it holds when that is also half as fast again as OpenVINO
+GenAI, and eight streams of it together four times as fast as one.
+"""
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+# First, since it says how long OpenMP workers wait, which torch reads when it is loaded.
+from bench.engine import STREAMS, TOKENS, peer_of, peer_rate, prompt_of, rate, text_of
+
+import openvino_genai  # isort: skip
+
+from soma_agents.language.checkpoint import open_checkpoint
+from soma_agents.language.engine import Engine
+from soma_agents.language.model import LanguageModel, load_model
+from soma_agents.language.sou.blocks import Kind
+from soma_agents.language.sou.convert import convert
+from soma_agents.language.source import SMOLLM2, locate
+
+KINDS: tuple[Kind, ...] = ("BF16", "Q8", "Q4")
+ROUNDS = 5
+TRANSFORMERS, OPENVINO = "transformers.generate bf16", "OpenVINO GenAI, GGUF"
+TARGETS = {TRANSFORMERS: 4.0, OPENVINO: 1.5}
+TARGET_STREAMS = 4.0
+
+
+def say(what: str) -> None:
+    """Tell whoever waits; the last line of standard output stays the result."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def openvino_rate(model: LanguageModel) -> Callable[[], float]:
+    """Tokens a second of OpenVINO GenAI, prompt included in the time."""
+    pipeline = openvino_genai.LLMPipeline(str(locate(SMOLLM2)), "CPU")
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens, config.ignore_eos = TOKENS, True
+    config.do_sample = config.apply_chat_template = False
+    prompt = text_of(model, 0)
+
+    def generate() -> float:
+        started = time.perf_counter()
+        made = pipeline.generate([prompt], config).perf_metrics.get_num_generated_tokens()
+        return made / (time.perf_counter() - started)
+
+    return generate
+
+
+def started_engines(directory: Path) -> dict[str, Engine]:
+    """An engine for each form of the model."""
+    paths = {"GGUF Q4_1": locate(SMOLLM2)}
+    for kind in KINDS:
+        paths[f".sou {kind}"] = directory / f"smollm2.{kind}.sou"
+        convert(open_checkpoint(locate(SMOLLM2)), directory / f"smollm2.{kind}.sou", kind)
+    engines = {form: Engine(load_model(str(path)), slots=STREAMS) for form, path in paths.items()}
+    for engine in engines.values():
+        engine.start()
+    return engines
+
+
+async def rounds(engines: dict[str, Engine]) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians of tokens a second: of one stream and the peers, and of eight streams."""
+    model = next(iter(engines.values())).model
+    peer, openvino = peer_of(model), openvino_rate(model)
+    ones, eights = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for number in range(ROUNDS + 1):
+        if number == 1:  # the first round warms up
+            ones.clear()
+            eights.clear()
+        ones[TRANSFORMERS].append(peer_rate(peer, prompt_of(model, 0)))
+        ones[OPENVINO].append(openvino())
+        for form, engine in engines.items():
+            ones[form].append((await rate(engine, model, 1))[0])
+            eights[form].append((await rate(engine, model, STREAMS))[0])
+        say(", ".join(f"{name} {found[-1]:.1f}" for name, found in ones.items()))
+    return tuple(
+        {name: statistics.median(found) for name, found in table.items()}
+        for table in (ones, eights)
+    )
+
+
+async def measure() -> dict[str, object]:
+    """Everything in one process, one at a time, by turns."""
+    with tempfile.TemporaryDirectory() as directory:
+        engines = started_engines(Path(directory))
+        ones, eights = await rounds(engines)
+        for engine in engines.values():
+            await engine.close()
+    fastest = max(engines, key=lambda form: ones[form])
+    by_peer = {peer: ones[fastest] / ones[peer] for peer in TARGETS}
+    by_streams = eights[fastest] / ones[fastest]
+    return {
+        "ok": by_streams >= TARGET_STREAMS
+        and all(by_peer[peer] >= target for peer, target in TARGETS.items()),
+        "figure": round(by_peer[TRANSFORMERS], 2),
+        "target": TARGETS[TRANSFORMERS],
+        "unit": "x tokens/s of transformers",
+        "over_openvino": round(by_peer[OPENVINO], 2),
+        "over_openvino_target": TARGETS[OPENVINO],
+        "eight_streams_over_one": round(by_streams, 2),
+        "eight_streams_target": TARGET_STREAMS,
+        "fastest": fastest,
+        "tokens_per_s": {form: round(ones[form], 1) for form in engines},
+        "eight_streams_tokens_per_s": {form: round(eights[form], 1) for form in engines},
+        "peers": {peer: round(ones[peer], 1) for peer in TARGETS},
+    }
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    result = asyncio.run(measure())
+    print(json.dumps(result))
+    sys.exit(0 if result["ok"] else 1)
