@@ -31,7 +31,7 @@ from soma_agents.language.sou.convert import convert
 from soma_agents.language.source import SMOLLM2, locate
 
 KINDS: tuple[Kind, ...] = ("BF16", "Q8", "Q4")
-ROUNDS = 5
+ROUNDS = 3
 TRANSFORMERS, OPENVINO = "transformers.generate bf16", "OpenVINO GenAI, GGUF"
 TARGETS = {TRANSFORMERS: 4.0, OPENVINO: 1.5}
 TARGET_STREAMS = 4.0

@@ -9,7 +9,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define EACH _Pragma("GCC unroll 8")
 
-/* Scores or numbers below which waking another core takes longer than the work. */
+/* Scores below which waking another core takes longer than the work. */
 enum { WORTHWHILE = 4096 };
 enum { TILE = 16, GROUP = 32, PLANE = GROUP * TILE / 2, MOST_ROWS = 8 };
 
@@ -283,7 +283,6 @@ void rms_norm(const bf16 *x, const bf16 *weight, float eps, bf16 *y, long rows, 
 /* silu(first half) · second half of each row; `size` numbers come out. */
 void gated_silu(const bf16 *x, bf16 *y, long rows, long size)
 {
-#pragma omp parallel for schedule(static) if (rows * size > WORTHWHILE)
     for (long row = 0; row < rows; row++)
         for (long i = 0; i < size; i += TILE) {
             const __m512 gate = wide16(x + row * 2 * size + i), one = _mm512_set1_ps(1.f);
