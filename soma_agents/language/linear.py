@@ -28,7 +28,7 @@ TILE = 64
 class Linear(Protocol):
     """x (B, inputs) → (B, outputs)."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
 class DenseLinear:
@@ -54,7 +54,7 @@ class BiasedLinear:
 
 
 class BlockLinear:
-    """A product with (q - 8) · scale + zero, q in 0 … 15, scale and zero shared by 32 values."""
+    """A product with (q - 8) · scale + zero, q in 0 … 15, by torch's kernel."""
 
     def __init__(self, q: Tensor, scale: Tensor, zero: Tensor) -> None:
         """`q` (outputs, inputs) int32; `scale`, `zero` (outputs, inputs / 32) fp32."""
@@ -69,12 +69,12 @@ class BlockLinear:
 
 
 class DoubleBlockLinear:
-    """A product with (16 · (high - 8) + low) · scale + zero: two of the above side by side."""
+    """A product with q · scale + zero, q in -128 … 127, as two of the above side by side."""
 
-    def __init__(self, high: Tensor, low: Tensor, scale: Tensor, zero: Tensor) -> None:
-        """`high`, `low` as `q` above."""
+    def __init__(self, q: Tensor, scale: Tensor, zero: Tensor) -> None:
+        """As above; q = 16 · high + low."""
         self._both = BlockLinear(
-            torch.cat((high, low), dim=1),
+            torch.cat(((q >> 4) + 8, q & 15), dim=1),
             torch.cat((16 * scale, scale), dim=1),
             torch.cat((zero, 8 * scale), dim=1),
         )
@@ -84,21 +84,24 @@ class DoubleBlockLinear:
 
 
 class Stored(NamedTuple):
-    """A matrix (outputs, inputs) in blocks of 32 inputs."""
+    """A matrix (outputs, inputs) in blocks of 32 inputs: a value is q · scale + zero."""
 
-    planes: tuple[Tensor, ...]
-    """Whole numbers 0 … 15: one for q - 8, two for 16 · (high - 8) + low."""
+    bits: int
+    """4 or 8, of `q`."""
+    q: Tensor
+    """(outputs, inputs) int8, -8 … 7 or -128 … 127."""
     scale: Tensor
-    """(outputs, inputs / 32) fp32; that number is multiplied by it,"""
+    """(outputs, inputs / 32) fp32"""
     zero: Tensor
-    """and this is added."""
+    """(outputs, inputs / 32) fp32"""
 
     def product(self) -> Linear:
         """By our own kernel where it runs, else by torch's."""
         if (found := kernels()) is not None:
             return found.product(*self)
-        planes = [plane.int() for plane in self.planes]
-        return (DoubleBlockLinear if len(planes) > 1 else BlockLinear)(*planes, *self[1:])
+        if self.bits == 4:  # noqa: PLR2004 - what torch's kernel has
+            return BlockLinear(self.q.int() + 8, self.scale, self.zero)
+        return DoubleBlockLinear(self.q.int(), self.scale, self.zero)
 
 
 def stored_linear(
@@ -115,11 +118,11 @@ def stored_linear(
     read = READERS[kinds.pop()]
     parts = [read(file.raw(name)) for name in names]
     ordered = [
-        [values[orders[name]] if name in orders else values for values in (*part.planes, *part[1:])]
+        [values[orders[name]] if name in orders else values for values in part[1:]]
         for name, part in zip(names, parts, strict=True)
     ]
-    *planes, scale, zero = (torch.cat(column) for column in zip(*ordered, strict=True))
-    return Stored(tuple(planes), scale, zero).product()
+    columns = (torch.cat(column) for column in zip(*ordered, strict=True))
+    return Stored(parts[0].bits, *columns).product()
 
 
 def block_linear(blocks: Blocks, bits: int) -> Linear | None:
@@ -128,37 +131,32 @@ def block_linear(blocks: Blocks, bits: int) -> Linear | None:
         return None
     repeats = blocks.q.shape[1] // blocks.scale.shape[1] // GROUP
     scale = blocks.scale.repeat_interleave(repeats, dim=1)
-    if blocks.offset is None:
-        return Stored(_halved(blocks.q), scale, torch.zeros_like(scale)).product()
-    zero = -blocks.offset.repeat_interleave(repeats, dim=1)
-    if bits <= 4:  # noqa: PLR2004 - what one plane holds
-        half = 2 ** (bits - 1)  # fewer bits go to the middle of the kernel's 16 steps
-        return Stored((blocks.q + (8 - half),), scale, half * scale + zero).product()
-    return Stored(_halved(blocks.q), scale, zero).product()
-
-
-def _halved(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers -128 … 127 as the planes that stand for them."""
-    return (q >> 4) + 8, q & 15
+    q, zero = blocks.q.to(torch.int8), torch.zeros_like(scale)
+    if blocks.offset is not None:
+        zero = -blocks.offset.repeat_interleave(repeats, dim=1)
+    if bits > 4:  # noqa: PLR2004 - what half a byte holds
+        return Stored(8, q, scale, zero).product()
+    half = 2 ** (bits - 1)  # to the middle of the kernel's 16 steps
+    return Stored(4, q - half, scale, zero + half * scale).product()
 
 
 def _q4_0(raw: npt.NDArray[np.uint8]) -> Stored:
     blocks = raw.reshape(raw.shape[0], -1, 18)
     scale = _halves(blocks[:, :, :2])
-    return Stored((_nibbles(blocks[:, :, 2:]),), scale, torch.zeros_like(scale))
+    return Stored(4, _nibbles(blocks[:, :, 2:]), scale, torch.zeros_like(scale))
 
 
 def _q4_1(raw: npt.NDArray[np.uint8]) -> Stored:
     blocks = raw.reshape(raw.shape[0], -1, 20)
     scale, least = _halves(blocks[:, :, :2]), _halves(blocks[:, :, 2:4])
-    return Stored((_nibbles(blocks[:, :, 4:]),), scale, least + 8 * scale)
+    return Stored(4, _nibbles(blocks[:, :, 4:]), scale, least + 8 * scale)
 
 
 def _q8_0(raw: npt.NDArray[np.uint8]) -> Stored:
     blocks = raw.reshape(raw.shape[0], -1, 34)
     values = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(raw.shape[0], -1)
     scale = _halves(blocks[:, :, :2])
-    return Stored(_halved(torch.from_numpy(values)), scale, torch.zeros_like(scale))
+    return Stored(8, torch.from_numpy(values), scale, torch.zeros_like(scale))
 
 
 READERS = {
@@ -174,6 +172,6 @@ def _halves(pairs: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _nibbles(packed: npt.NDArray[np.uint8]) -> Tensor:
-    """16 bytes of a block → its 32 values: low halves first, then high halves."""
-    values = np.concatenate((packed & 15, packed >> 4), axis=-1)
+    """16 bytes of a block → its 32 values less 8: low halves first, then high halves."""
+    values = np.concatenate((packed & 15, packed >> 4), axis=-1).view(np.int8) - np.int8(8)
     return torch.from_numpy(values.reshape(packed.shape[0], -1))

@@ -5,7 +5,7 @@ product with stored blocks in which eight rows cost little more than three.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -18,7 +18,7 @@ GROUP, TILE = 32, 16
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES = {
-    "pack": [_POINTER, *[_LONG] * 4, _POINTER],
+    "pack": [_POINTER, *[_LONG] * 3, _POINTER],
     "block_product": [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _LONG, _POINTER],
     "attend": [*[_POINTER] * 6, *[_LONG] * 7],
     "rms_norm": [_POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG],
@@ -38,22 +38,19 @@ class Kernels:
         self._gated_silu = library.gated_silu
 
     def product(
-        self, planes: Sequence[Tensor], scale: Tensor, zero: Tensor
+        self, bits: int, q: Tensor, scale: Tensor, zero: Tensor
     ) -> Callable[[Tensor], Tensor]:
-        """See `linear.product`, whose numbers these are."""
-        outputs, inputs = planes[0].shape
-        shape = (outputs // TILE, inputs // GROUP, len(planes), GROUP * TILE // 4)
-        packed = torch.empty(shape, dtype=torch.int16)
-        for place, plane in enumerate(planes):
-            q = plane.to(torch.uint8).contiguous()
-            self._pack(q.data_ptr(), outputs, inputs, place, len(planes), packed.data_ptr())
+        """See `linear.Stored`, whose numbers these are."""
+        outputs, inputs = q.shape
+        packed = torch.empty(outputs, inputs * bits // 8, dtype=torch.uint8)
+        self._pack(q.contiguous().data_ptr(), outputs, inputs, bits, packed.data_ptr())
         pairs = torch.stack((scale, zero), dim=-1).view(outputs // TILE, TILE, -1, 2)
         scales = pairs.permute(0, 2, 3, 1).to(torch.bfloat16).contiguous()
 
         def multiply(x: Tensor) -> Tensor:
             x = x.contiguous()
             y = x.new_empty(len(x), outputs)
-            blocks = packed.data_ptr(), scales.data_ptr(), len(planes), outputs
+            blocks = packed.data_ptr(), scales.data_ptr(), bits, outputs
             self._product(x.data_ptr(), len(x), inputs, *blocks, y.data_ptr())
             return y
 

@@ -11,7 +11,10 @@
 
 /* Scores below which waking another core takes longer than the work. */
 enum { WORTHWHILE = 4096 };
-enum { TILE = 16, GROUP = 32, PLANE = GROUP * TILE / 2, MOST_ROWS = 8 };
+enum { TILE = 16, GROUP = 32, MOST_ROWS = 8 };
+
+/* Bytes of 16 outputs' numbers of one group. */
+#define BLOCK(bits) (GROUP * TILE / 8 * (bits))
 
 typedef uint16_t bf16;
 
@@ -58,34 +61,39 @@ int supported(void)
 struct product {
     const bf16 *x;         /* (rows, inputs) */
     const float *x_sums;   /* (rows, groups) */
-    const uint8_t *packed; /* (tiles, groups, planes, 256) */
+    const uint8_t *packed; /* see `pack` */
     const bf16 *scales;    /* (tiles, groups, 2, 16): scale, then zero */
     bf16 *y;               /* (rows, outputs) */
-    long inputs, outputs, planes;
+    long inputs, outputs;
 };
 
-/* (outputs, inputs) numbers below 16 → plane `plane` of (tiles, groups, planes, 4, 16 outputs, 2):
-   four neighbouring pairs of inputs in the half bytes of a word. */
-void pack(const uint8_t *q, long outputs, long inputs, long plane, long planes, uint16_t *packed)
+/* Whole numbers (outputs, inputs) → (tiles, groups, 16 pairs of inputs, 16 outputs, 2), as bytes,
+   or four neighbouring pairs in the half bytes of a 16-bit word, where they are -8 … 7. */
+void pack(const int8_t *q, long outputs, long inputs, long bits, uint8_t *packed)
 {
     const long groups = inputs / GROUP;
 #pragma omp parallel for schedule(static)
-    for (long tile = 0; tile < outputs / TILE; tile++)
-        for (long i = 0; i < groups * PLANE / 2; i++) {
-            const long group = i / (PLANE / 2), word = i % (PLANE / 2), output = word % 32 / 2;
-            const uint8_t *from = q + (tile * TILE + output) * inputs + group * GROUP +
-                                  word / 32 * 8 + word % 2;
-            packed[((tile * groups + group) * planes + plane) * (PLANE / 2) + word] =
-                (uint16_t)(from[0] | from[2] << 4 | from[4] << 8 | from[6] << 12);
+    for (long block = 0; block < outputs / TILE * groups; block++) {
+        const int8_t *from = q + block / groups * TILE * inputs + block % groups * GROUP;
+        uint8_t *to = packed + block * BLOCK(bits);
+        for (long i = 0; i < TILE * GROUP; i++) {
+            const long pair = i / 32, output = i % 32 / 2;
+            const int value = from[output * inputs + 2 * pair + i % 2];
+            if (bits == 8) to[i] = (uint8_t)value;
+            else {
+                uint16_t *word = (uint16_t *)to + pair / 4 * 32 + i % 32;
+                *word = (uint16_t)((pair % 4 ? *word : 0) | (value + 8) << pair % 4 * 4);
+            }
         }
+    }
 }
 
-/* What the sixteen values of a half byte stand for, twice: the fifth bit of an index is noise. */
-INLINE __m512i meanings(int first, int step)
+/* -8 … 7 in bf16, twice: of an index five bits count, and a half byte has four. */
+INLINE __m512i half_bytes(void)
 {
     bf16 table[32];
     for (int i = 0; i < 32; i++) {
-        float value = (float)(first + step * (i & 15));
+        float value = (float)((i & 15) - 8);
         uint32_t bits;
         __builtin_memcpy(&bits, &value, 4);
         table[i] = (bf16)(bits >> 16);
@@ -93,11 +101,18 @@ INLINE __m512i meanings(int first, int step)
     return _mm512_loadu_si512(table);
 }
 
-/* R rows from `row` on, T tiles of 16 outputs from `tile` on. */
-INLINE void outputs_of(const struct product *p, long row, long tile, const int R, const int T)
+INLINE __m512i whole_bytes(const uint8_t *from)
+{
+    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from)));
+    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(from + 16))));
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+/* All rows, R of them, and T tiles of 16 outputs from `tile` on. */
+INLINE void outputs_of(const struct product *p, long tile, const int R, const int T, const int bits)
 {
     const long groups = p->inputs / GROUP;
-    const __m512i table[2] = {p->planes == 1 ? meanings(-8, 1) : meanings(-128, 16), meanings(0, 1)};
+    const __m512i table = half_bytes();
     __m512 sum[8][4];
     EACH for (int r = 0; r < R; r++)
         EACH for (int t = 0; t < T; t++) sum[r][t] = _mm512_setzero_ps();
@@ -105,29 +120,29 @@ INLINE void outputs_of(const struct product *p, long row, long tile, const int R
         __m512 part[8][4];
         EACH for (int r = 0; r < R; r++)
             EACH for (int t = 0; t < T; t++) part[r][t] = _mm512_setzero_ps();
-        for (long plane = 0; plane < p->planes; plane++)
-            for (long eight = 0; eight < 4; eight++) {
-                const bf16 *x = p->x + row * p->inputs + g * GROUP + eight * 8;
-                EACH for (int t = 0; t < T; t++) {
-                    long place = ((tile + t) * groups + g) * p->planes + plane;
-                    __m512i four = _mm512_loadu_si512(p->packed + place * PLANE + eight * 64);
-                    EACH for (int i = 0; i < 4; i++) {
-                        __m512i w = _mm512_permutexvar_epi16(four, table[plane]);
-                        four = _mm512_srli_epi16(four, 4);
-                        EACH for (int r = 0; r < R; r++) {
-                            int pair;
-                            __builtin_memcpy(&pair, x + r * p->inputs + 2 * i, 4);
-                            part[r][t] = _mm512_dpbf16_ps(part[r][t], (__m512bh)w,
-                                                          (__m512bh)_mm512_set1_epi32(pair));
-                        }
+        for (long four = 0; four < 4; four++) {
+            const bf16 *x = p->x + g * GROUP + four * 8;
+            EACH for (int t = 0; t < T; t++) {
+                const uint8_t *from = p->packed + ((tile + t) * groups + g) * BLOCK(bits);
+                __m512i words = _mm512_loadu_si512(from + four * 64);
+                EACH for (int i = 0; i < 4; i++) {
+                    __m512i w = bits == 8 ? whole_bytes(from + (four * 4 + i) * 32)
+                                          : _mm512_permutexvar_epi16(words, table);
+                    words = _mm512_srli_epi16(words, 4);
+                    EACH for (int r = 0; r < R; r++) {
+                        int pair;
+                        __builtin_memcpy(&pair, x + r * p->inputs + 2 * i, 4);
+                        part[r][t] = _mm512_dpbf16_ps(part[r][t], (__m512bh)w,
+                                                      (__m512bh)_mm512_set1_epi32(pair));
                     }
                 }
             }
+        }
         EACH for (int t = 0; t < T; t++) {
             const bf16 *scales = p->scales + ((tile + t) * groups + g) * 2 * TILE;
             __m512 scale = wide16(scales), zero = wide16(scales + TILE);
             EACH for (int r = 0; r < R; r++) {
-                __m512 x_sum = _mm512_set1_ps(p->x_sums[(row + r) * groups + g]);
+                __m512 x_sum = _mm512_set1_ps(p->x_sums[r * groups + g]);
                 sum[r][t] = _mm512_fmadd_ps(part[r][t], scale, sum[r][t]);
                 sum[r][t] = _mm512_fmadd_ps(zero, x_sum, sum[r][t]);
             }
@@ -135,16 +150,16 @@ INLINE void outputs_of(const struct product *p, long row, long tile, const int R
     }
     EACH for (int r = 0; r < R; r++)
         EACH for (int t = 0; t < T; t++)
-            narrow16(p->y + (row + r) * p->outputs + (tile + t) * TILE, sum[r][t]);
+            narrow16(p->y + r * p->outputs + (tile + t) * TILE, sum[r][t]);
 }
 
-/* As many rows and tiles at once as registers hold. */
-static void some_outputs(const struct product *p, long rows, long row, long tile, long end)
+/* Tiles from `tile` to `end`, as many at once as registers hold. */
+INLINE void some_outputs(const struct product *p, long rows, long tile, long end, const int bits)
 {
-#define WALK(R, T)                                                  \
-    case R:                                                         \
-        for (; tile + T <= end; tile += T) outputs_of(p, row, tile, R, T); \
-        for (; tile < end; tile++) outputs_of(p, row, tile, R, 1);  \
+#define WALK(R, T)                                                          \
+    case R:                                                                 \
+        for (; tile + T <= end; tile += T) outputs_of(p, tile, R, T, bits); \
+        for (; tile < end; tile++) outputs_of(p, tile, R, 1, bits);         \
         break;
     switch (rows) {
         WALK(1, 4) WALK(2, 4) WALK(3, 2) WALK(4, 2) WALK(5, 1) WALK(6, 1) WALK(7, 1) WALK(8, 1)
@@ -152,7 +167,7 @@ static void some_outputs(const struct product *p, long rows, long row, long tile
 }
 
 void block_product(const bf16 *x, long rows, long inputs, const uint8_t *packed, const bf16 *scales,
-                   long planes, long outputs, bf16 *y)
+                   long bits, long outputs, bf16 *y)
 {
     const long groups = inputs / GROUP, tiles = outputs / TILE;
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3F80);
@@ -164,12 +179,13 @@ void block_product(const bf16 *x, long rows, long inputs, const uint8_t *packed,
             __m512bh group = (__m512bh)_mm512_loadu_si512(from + i * GROUP);
             x_sums[i] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), group, ones));
         }
-        const struct product p = {from,   x_sums,  packed, scales, y + row * outputs,
-                                  inputs, outputs, planes};
+        const struct product p = {from, x_sums, packed, scales, y + row * outputs, inputs, outputs};
 #pragma omp parallel
         {
             const long part = omp_get_thread_num(), parts = omp_get_num_threads();
-            some_outputs(&p, some, 0, tiles * part / parts, tiles * (part + 1) / parts);
+            const long tile = tiles * part / parts, end = tiles * (part + 1) / parts;
+            if (bits == 8) some_outputs(&p, some, tile, end, 8);
+            else some_outputs(&p, some, tile, end, 4);
         }
     }
 }
