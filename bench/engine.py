@@ -69,9 +69,11 @@ def peer_rate(peer: torch.nn.Module, prompt: tuple[int, ...]) -> float:
     return (made.shape[1] - len(prompt)) / (time.perf_counter() - started)
 
 
-async def rate(engine: Engine, model: LanguageModel, streams: int) -> tuple[float, float]:
+async def rate(
+    engine: Engine, model: LanguageModel, streams: int, tokens: int = TOKENS
+) -> tuple[float, float]:
     """Tokens a second of `streams` requests together, and the slowest first token in seconds."""
-    sampling = Sampling(temperature=0, max_tokens=TOKENS)
+    sampling = Sampling(temperature=0, max_tokens=tokens)
     requests = [GenerationRequest(prompt_of(model, n), sampling) for n in range(streams)]
     started = time.perf_counter()
     async with asyncio.TaskGroup() as group:
