@@ -204,26 +204,49 @@ static void turn(bf16 *to, const bf16 *x, const bf16 *cos, const bf16 *sin, long
     __builtin_memcpy(to + turned, x + turned, (size - turned) * sizeof(bf16));
 }
 
+/* Lane j is the sum of the lanes of x[j]: each step adds halves and brings two vectors together. */
+INLINE __m512 sums_of(__m512 x[16])
+{
+    EACH for (int i = 0; i < 8; i++)
+        x[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]),
+                             _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+    EACH for (int i = 0; i < 4; i++) {
+        __m512d even = _mm512_castps_pd(x[2 * i]), odd = _mm512_castps_pd(x[2 * i + 1]);
+        x[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(even, odd)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd)));
+    }
+    EACH for (int i = 0; i < 2; i++)
+        x[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x44),
+                             _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xEE));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(x[0], x[1], 0x88),
+                         _mm512_shuffle_f32x4(x[0], x[1], 0xDD));
+}
+
 /* Scores of a query with `count` keys become weights; returns one over their sum. */
 static float weights_of(float *weights, const bf16 *query, const bf16 *keys, long count, long size,
                         float scale)
 {
-    float most = -__builtin_inff();
-    for (long j = 0; j < count; j++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (long i = 0; i < size; i += 32)
-            sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(query + i),
-                                   (__m512bh)_mm512_loadu_si512(keys + j * size + i));
-        weights[j] = _mm512_reduce_add_ps(sum) * scale;
-        most = weights[j] > most ? weights[j] : most;
-    }
-    __m512 total = _mm512_setzero_ps();
+    __m512 most = _mm512_set1_ps(-__builtin_inff()), total = _mm512_setzero_ps();
     for (long j = 0; j < count; j += 16) {
-        __mmask16 real = count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF;
-        __m512 score = _mm512_maskz_loadu_ps(real, weights + j);
-        __m512 weight = exp16(_mm512_sub_ps(score, _mm512_set1_ps(most)));
+        const __mmask16 real = count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF;
+        __m512 sums[16];
+        _Pragma("GCC unroll 16") for (long k = 0; k < 16; k++) {
+            const bf16 *key = keys + (j + k < count ? j + k : count - 1) * size;
+            sums[k] = _mm512_setzero_ps();
+            for (long i = 0; i < size; i += 32)
+                sums[k] = _mm512_dpbf16_ps(sums[k], (__m512bh)_mm512_loadu_si512(query + i),
+                                           (__m512bh)_mm512_loadu_si512(key + i));
+        }
+        const __m512 scores = _mm512_mul_ps(sums_of(sums), _mm512_set1_ps(scale));
+        most = _mm512_mask_max_ps(most, real, most, scores);
+        _mm512_storeu_ps(weights + j, scores);
+    }
+    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    for (long j = 0; j < count; j += 16) {
+        const __mmask16 real = count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF;
+        const __m512 weight = exp16(_mm512_sub_ps(_mm512_loadu_ps(weights + j), most));
         total = _mm512_mask_add_ps(total, real, total, weight);
-        _mm512_mask_storeu_ps(weights + j, real, weight);
+        _mm512_storeu_ps(weights + j, weight);
     }
     return 1.f / _mm512_reduce_add_ps(total);
 }
