@@ -26,7 +26,6 @@ from pathlib import Path
 import openvino_genai
 
 from bench.engine import STREAMS, TOKENS, peer_of, peer_rate, prompt_of, rate, text_of
-
 from soma_agents.language.checkpoint import open_checkpoint
 from soma_agents.language.engine import Engine
 from soma_agents.language.model import LanguageModel, load_model
