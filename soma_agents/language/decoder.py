@@ -18,7 +18,8 @@ from soma_agents.language.checkpoint import Checkpoint, open_checkpoint
 from soma_agents.language.linear import BiasedLinear, DenseLinear, Linear
 from soma_agents.language.mixed_lora import MixedLora
 from soma_agents.language.model import LanguageModel
-from soma_agents.language.transformer import Block, RMSNorm, rotation
+from soma_agents.language.native import TILE, Kernels, kernels
+from soma_agents.language.transformer import Block, RMSNorm, TransformerConfig, rotation
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -31,8 +32,10 @@ class View:
     """(B, 1, R)"""
     sin: Tensor
     """(B, 1, R), the first half negated."""
-    mask: Tensor
-    """(B, 1, 1, L), added to the attention scores."""
+    mask: Tensor | None
+    """(B, 1, 1, L), added to the attention scores; our kernel needs none."""
+    window: int
+    """Newest tokens that are seen; 0 is all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +75,21 @@ class Decoder:
         self._config = model.config
         self._transformer = model.transformer
         self._dtype = model.transformer.embedding.weight.dtype
-        self._norm = _norm(model.transformer.norm)
-        self._activate = ACTIVATIONS[model.config.activation]
+        self._kernels = kernels() if self._dtype == torch.bfloat16 else None
+        self._norm = _norm(model.transformer.norm, self._kernels)
+        self._attention = self._kernels if model.config.head_dim % 32 == 0 else None
+        self._activated = _activation(model.config, self._kernels)
         self._turns = self._table(local=False)
         self._near_turns = self._table(local=True) if model.config.window else self._turns
-        self._blocks, self._head = _linears(model)
+        self._blocks, self._head = _linears(model, self._kernels)
 
     def step(self, tokens: Tensor, cache: BatchCache, lora: MixedLora | None) -> Tensor:
         """Store `tokens` (B) behind their rows of `cache` and return logits (B, V) in fp32."""
         cache.grow()
         positions = torch.tensor(cache.lengths)
-        places = torch.arange(blocks(max(cache.lengths) + 1))
-        beyond = places > positions[:, None]  # (B, L)
-        wide = near = self._view(self._turns, positions, beyond)
+        wide = near = self._view(self._turns, positions, 0)
         if window := self._config.window:
-            far = beyond | (places <= positions[:, None] - window)
-            near = self._view(self._near_turns, positions, far)
+            near = self._view(self._near_turns, positions, window)
         step = Step(torch.arange(len(tokens)), positions, wide, near, lora)
         x = self._transformer.embed(tokens, positions)
         for layer, stored in enumerate(cache.layers):
@@ -106,10 +108,18 @@ class Decoder:
         half = self._config.rotated // 2
         return cos, torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)
 
-    def _view(self, turns: tuple[Tensor, Tensor], positions: Tensor, hidden: Tensor) -> View:
-        mask = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -torch.inf)
+    def _view(self, turns: tuple[Tensor, Tensor], positions: Tensor, window: int) -> View:
         cos, sin = turns
-        return View(cos[positions][:, None], sin[positions][:, None], mask[:, None, None])
+        mask = None if self._attention else self._mask(positions, window)
+        return View(cos[positions][:, None], sin[positions][:, None], mask, window)
+
+    def _mask(self, positions: Tensor, window: int) -> Tensor:
+        places = torch.arange(blocks(int(positions.max()) + 1))
+        hidden = places > positions[:, None]  # (B, L)
+        if window:
+            hidden |= places <= positions[:, None] - window
+        mask = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -torch.inf)
+        return mask[:, None, None]
 
     def _block(self, layer: int, x: Tensor, stored: Tensor, step: Step) -> Tensor:
         block = self._blocks[layer]
@@ -127,13 +137,7 @@ class Decoder:
         if block.mixture:
             thought = block.mixture(thought)
         else:
-            hidden = project("gate_up", thought)
-            if self._config.gated:
-                gate, up = hidden.chunk(2, -1)
-                hidden = self._activate(gate) * up
-            else:
-                hidden = self._activate(hidden)
-            thought = project("down", hidden)
+            thought = project("down", self._activated(project("gate_up", thought)))
         if block.post_norms:
             thought = block.post_norms[1](thought)
         return (x + attended if self._config.parallel else seen) + thought
@@ -141,18 +145,24 @@ class Decoder:
     def _attend(self, block: DecoderBlock, qkv: Tensor, stored: Tensor, step: Step) -> Tensor:
         H, K, D = self._config.heads, self._config.kv_heads, self._config.head_dim
         view = step.near if block.local else step.wide
-        B, L = len(qkv), view.mask.shape[-1]
-        heads = qkv.view(B, -1, D)
-        asking = heads[:, : H + K]
+        heads = qkv.view(len(qkv), -1, D)
         if block.head_norms:
             norm_q, norm_k = block.head_norms
-            asking = torch.cat((norm_q(asking[:, :H]), norm_k(asking[:, H:])), dim=1)
-        rotated = self._rotated(asking, view)
+            q, k, v = heads.split((H, K, K), dim=1)
+            heads = torch.cat((norm_q(q), norm_k(k), v), dim=1)
+        if self._attention:
+            turn = view.cos, view.sin
+            return self._attention.attend(heads, stored, step.positions, turn, window=view.window)
+        rotated = self._rotated(heads[:, : H + K], view)
         fresh = torch.cat((rotated[:, H:], heads[:, H + K :]), dim=1)  # (B, 2K, D)
         stored[step.rows, :, step.positions] = fresh
-        y = F.scaled_dot_product_attention(
-            rotated[:, :H].view(B, K, H // K, D), stored[:B, :K, :L], stored[:B, K:, :L], view.mask
-        )
+        return self._attended(rotated[:, :H], stored, view)
+
+    def _attended(self, q: Tensor, stored: Tensor, view: View) -> Tensor:
+        B, H, D = q.shape
+        K, mask = self._config.kv_heads, cast("Tensor", view.mask)
+        seen = stored[:B, :, : mask.shape[-1]]
+        y = F.scaled_dot_product_attention(q.view(B, K, H // K, D), seen[:, :K], seen[:, K:], mask)
         return y.reshape(B, H * D)
 
     def _rotated(self, heads: Tensor, view: View) -> Tensor:
@@ -163,31 +173,34 @@ class Decoder:
         return turned if size == heads.shape[-1] else torch.cat((turned, heads[..., size:]), -1)
 
 
-def _linears(model: LanguageModel) -> tuple[list[DecoderBlock], Linear]:
+def _linears(model: LanguageModel, native: Kernels | None) -> tuple[list[DecoderBlock], Linear]:
     stored = None
     if model.path is not None and model.transformer.embedding.weight.dtype == torch.bfloat16:
         stored = open_checkpoint(model.path)
     try:
-        blocks = [_block(model, layer, stored) for layer in range(model.config.layers)]
+        blocks = [_block(model, layer, stored, native) for layer in range(model.config.layers)]
         return blocks, _linear(model.transformer.head, "head.weight", stored)
     finally:
         if stored is not None:
             stored.close()
 
 
-def _block(model: LanguageModel, layer: int, stored: Checkpoint | None) -> DecoderBlock:
+def _block(
+    model: LanguageModel, layer: int, stored: Checkpoint | None, native: Kernels | None
+) -> DecoderBlock:
+    def norm(module: nn.Module) -> Norm:
+        return _norm(module, native)
+
     block, config = cast("Block", model.transformer.blocks[layer]), model.config
     linears = {
         site: _linear(block.linear(site), f"blocks.{layer}.{site}.weight", stored)
         for site in config.sites
     }
     return DecoderBlock(
-        _norm(block.attention_norm),
-        _norm(block.mlp_norm),
-        (_norm(block.query_norm), _norm(block.key_norm)) if config.head_norm else None,
-        (_norm(block.attention_post_norm), _norm(block.mlp_post_norm))
-        if config.post_norm
-        else None,
+        norm(block.attention_norm),
+        norm(block.mlp_norm),
+        (norm(block.query_norm), norm(block.key_norm)) if config.head_norm else None,
+        (norm(block.attention_post_norm), norm(block.mlp_post_norm)) if config.post_norm else None,
         config.local(layer),
         linears,
         block.mixture if config.experts else None,
@@ -202,11 +215,28 @@ def _linear(dense: nn.Linear, name: str, stored: Checkpoint | None) -> Linear:
     return found if bias is None else BiasedLinear(found, bias)
 
 
-def _norm(module: nn.Module) -> Norm:
+def _norm(module: nn.Module, native: Kernels | None) -> Norm:
     """A norm's arithmetic without the cost of calling a module."""
     if isinstance(module, nn.LayerNorm):
         size, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
         return lambda x: F.layer_norm(x, size, weight, bias, eps)
     norm = cast("RMSNorm", module)
     shape, scale, least = norm.weight.shape, norm.weight, norm.eps
+    if native and len(scale) % TILE == 0:
+        return native.rms_norm(scale, least)
     return lambda x: F.rms_norm(x, shape, scale, least)
+
+
+def _activation(config: TransformerConfig, native: Kernels | None) -> Norm:
+    """From what `gate_up` gives to what `down` takes."""
+    activate = ACTIVATIONS[config.activation]
+    if not config.gated:
+        return activate
+    if native and config.activation == "silu" and config.d_ff % TILE == 0:
+        return native.gated_silu
+
+    def gated(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return activate(gate) * up
+
+    return gated

@@ -1,11 +1,11 @@
 """Matrices in the form in which decoding reads them fastest.
 
 Decoding a few tokens is bound by reading weights. Those that a file stores in blocks of 32
-values with 2, 4 or 8 bits are therefore multiplied from 4-bit blocks (torch's CPU kernel, bf16
+values with 2, 4 or 8 bits are therefore multiplied from 4-bit blocks (our kernel or torch's, bf16
 inputs, fp32 sums), which is as true to the file as bf16 weights are; all others stay dense.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from soma_agents.language.gguf_file import GgufFile
+from soma_agents.language.native import kernels
 from soma_agents.language.sou.blocks import Blocks
 
 GROUP = 32
@@ -27,7 +28,7 @@ TILE = 64
 class Linear(Protocol):
     """x (B, inputs) → (B, outputs)."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
 class DenseLinear:
@@ -53,7 +54,7 @@ class BiasedLinear:
 
 
 class BlockLinear:
-    """A product with (q - 8) · scale + zero, q in 0 … 15, scale and zero shared by 32 values."""
+    """A product with (q - 8) · scale + zero, q in 0 … 15, by torch's kernel."""
 
     def __init__(self, q: Tensor, scale: Tensor, zero: Tensor) -> None:
         """`q` (outputs, inputs) int32; `scale`, `zero` (outputs, inputs / 32) fp32."""
@@ -68,21 +69,39 @@ class BlockLinear:
 
 
 class DoubleBlockLinear:
-    """A wider matrix as the sum of two 4-bit ones, side by side: q = 16 · high + low."""
+    """A product with q · scale + zero, q in -128 … 127, as two of the above side by side."""
 
-    def __init__(self, q: Tensor, scale: Tensor, offset: Tensor | None = None) -> None:
-        """`q` (outputs, inputs) whole numbers in -128 … 127; `scale`, `offset` (outputs, inputs / 32) fp32.
-
-        A value is q · scale - offset.
-        """
+    def __init__(self, q: Tensor, scale: Tensor, zero: Tensor) -> None:
+        """As above; q = 16 · high + low."""
         self._both = BlockLinear(
-            torch.cat(((q >> 4) + 8, q & 15), dim=1).int(),
+            torch.cat(((q >> 4) + 8, q & 15), dim=1),
             torch.cat((16 * scale, scale), dim=1),
-            torch.cat((torch.zeros_like(scale) if offset is None else -offset, 8 * scale), dim=1),
+            torch.cat((zero, 8 * scale), dim=1),
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._both(torch.cat((x, x), dim=-1))
+
+
+class Stored(NamedTuple):
+    """A matrix (outputs, inputs) in blocks of 32 inputs: a value is q · scale + zero."""
+
+    bits: int
+    """4 or 8, of `q`."""
+    q: Tensor
+    """(outputs, inputs) int8, -8 … 7 or -128 … 127."""
+    scale: Tensor
+    """(outputs, inputs / 32) fp32"""
+    zero: Tensor
+    """(outputs, inputs / 32) fp32"""
+
+    def product(self) -> Linear:
+        """By our own kernel where it runs, else by torch's."""
+        if (found := kernels()) is not None:
+            return found.product(*self)
+        if self.bits == 4:  # noqa: PLR2004 - what torch's kernel has
+            return BlockLinear(self.q.int() + 8, self.scale, self.zero)
+        return DoubleBlockLinear(self.q.int(), self.scale, self.zero)
 
 
 def stored_linear(
@@ -99,11 +118,11 @@ def stored_linear(
     read = READERS[kinds.pop()]
     parts = [read(file.raw(name)) for name in names]
     ordered = [
-        [values[orders[name]] if name in orders else values for values in part]
+        [values[orders[name]] if name in orders else values for values in part[1:]]
         for name, part in zip(names, parts, strict=True)
     ]
-    columns = [torch.cat(column) for column in zip(*ordered, strict=True)]
-    return BlockLinear(*columns) if len(columns) == 3 else DoubleBlockLinear(*columns)  # noqa: PLR2004
+    columns = (torch.cat(column) for column in zip(*ordered, strict=True))
+    return Stored(parts[0].bits, *columns).product()
 
 
 def block_linear(blocks: Blocks, bits: int) -> Linear | None:
@@ -112,29 +131,32 @@ def block_linear(blocks: Blocks, bits: int) -> Linear | None:
         return None
     repeats = blocks.q.shape[1] // blocks.scale.shape[1] // GROUP
     scale = blocks.scale.repeat_interleave(repeats, dim=1)
-    offset = None if blocks.offset is None else blocks.offset.repeat_interleave(repeats, dim=1)
-    if offset is not None and bits <= 4:  # noqa: PLR2004 - what the kernel multiplies
-        half = 2 ** (bits - 1)  # fewer bits go to the middle of the kernel's 16 steps
-        return BlockLinear(blocks.q.int() + 8 - half, scale, half * scale - offset)
-    return DoubleBlockLinear(blocks.q, scale, offset)
+    q, zero = blocks.q.to(torch.int8), torch.zeros_like(scale)
+    if blocks.offset is not None:
+        zero = -blocks.offset.repeat_interleave(repeats, dim=1)
+    if bits > 4:  # noqa: PLR2004 - what half a byte holds
+        return Stored(8, q, scale, zero).product()
+    half = 2 ** (bits - 1)  # to the middle of the kernel's 16 steps
+    return Stored(4, q - half, scale, zero + half * scale).product()
 
 
-def _q4_0(raw: npt.NDArray[np.uint8]) -> list[Tensor]:
+def _q4_0(raw: npt.NDArray[np.uint8]) -> Stored:
     blocks = raw.reshape(raw.shape[0], -1, 18)
     scale = _halves(blocks[:, :, :2])
-    return [_nibbles(blocks[:, :, 2:]), scale, torch.zeros_like(scale)]
+    return Stored(4, _nibbles(blocks[:, :, 2:]), scale, torch.zeros_like(scale))
 
 
-def _q4_1(raw: npt.NDArray[np.uint8]) -> list[Tensor]:
+def _q4_1(raw: npt.NDArray[np.uint8]) -> Stored:
     blocks = raw.reshape(raw.shape[0], -1, 20)
     scale, least = _halves(blocks[:, :, :2]), _halves(blocks[:, :, 2:4])
-    return [_nibbles(blocks[:, :, 4:]), scale, least + 8 * scale]
+    return Stored(4, _nibbles(blocks[:, :, 4:]), scale, least + 8 * scale)
 
 
-def _q8_0(raw: npt.NDArray[np.uint8]) -> list[Tensor]:
+def _q8_0(raw: npt.NDArray[np.uint8]) -> Stored:
     blocks = raw.reshape(raw.shape[0], -1, 34)
     values = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(raw.shape[0], -1)
-    return [torch.from_numpy(values.astype(np.int32)), _halves(blocks[:, :, :2])]
+    scale = _halves(blocks[:, :, :2])
+    return Stored(8, torch.from_numpy(values), scale, torch.zeros_like(scale))
 
 
 READERS = {
@@ -150,6 +172,6 @@ def _halves(pairs: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _nibbles(packed: npt.NDArray[np.uint8]) -> Tensor:
-    """16 bytes of a block → its 32 values: low halves first, then high halves."""
-    values = np.concatenate((packed & 15, packed >> 4), axis=-1)
-    return torch.from_numpy(values.reshape(packed.shape[0], -1).astype(np.int32))
+    """16 bytes of a block → its 32 values less 8: low halves first, then high halves."""
+    values = np.concatenate((packed & 15, packed >> 4), axis=-1).view(np.int8) - np.int8(8)
+    return torch.from_numpy(values.reshape(packed.shape[0], -1))

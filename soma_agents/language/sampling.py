@@ -10,8 +10,8 @@ from torch import Tensor
 from arbiters.errors import InvalidError
 
 MOST_LOGPROBS = 20
-SHORT_LIST = 512
-"""Candidates that are sorted at first; nearly always the nucleus is among them."""
+SHORT_LISTS = (512, 4096)
+"""So many candidates are sorted at first, and then; seldom is the nucleus not among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +101,45 @@ class Sampler:
         # From the largest down: divided by a tiny temperature the logits themselves would overflow.
         lead = logits.double() - logits.max()
         probabilities = torch.softmax(lead / self.sampling.temperature, dim=-1)
-        values, tokens = self._shortlist(probabilities)
+        values, tokens, mass = self._shortlist(logits, probabilities)
         cumulative = values.cumsum(-1)
         if self.sampling.top_p < 1:
             # The nucleus (arXiv:1904.09751): the fewest tokens that together reach top_p.
-            reached = torch.searchsorted(cumulative, self.sampling.top_p * float(values.sum()))
+            reached = torch.searchsorted(cumulative, self.sampling.top_p * mass)
             cumulative = cumulative[: int(reached) + 1]
         point = torch.rand((), generator=self._generator, dtype=torch.double) * cumulative[-1]
         place = min(int(torch.searchsorted(cumulative, point, right=True)), len(cumulative) - 1)
         return int(tokens[place])
 
-    def _shortlist(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities of the tokens in question, largest first unless all are; and the tokens."""
-        sampling = self.sampling
-        size = len(probabilities)
-        if sampling.top_k:
-            values, tokens = probabilities.topk(min(sampling.top_k, size))
-        elif sampling.top_p < 1 or sampling.min_p > 0:
-            values, tokens = probabilities.topk(min(SHORT_LIST, size))
-            if float(values.sum()) < sampling.top_p or (
-                values[-1] > sampling.min_p * values[0] > 0
-            ):
-                values, tokens = probabilities.sort(descending=True)
-        else:
-            return probabilities, torch.arange(size)
+    def _shortlist(self, logits: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Probabilities of the tokens in question, largest first unless all are; and the tokens.
+
+        The last is the probability of all that top_k and min_p leave, listed or not.
+        """
+        sampling, size = self.sampling, len(probabilities)
+        if sampling.top_p == 1 and not sampling.top_k and not sampling.min_p:
+            return probabilities, torch.arange(size), 1.0
+        values, tokens = _largest(logits, probabilities, sampling.top_k or SHORT_LISTS[0])
+        for most in () if sampling.top_k else (*SHORT_LISTS[1:], size):
+            if self._enough(values):
+                break
+            values, tokens = _largest(logits, probabilities, most)
+        if not sampling.top_k and not sampling.min_p:
+            return values, tokens, 1.0
         kept = values >= sampling.min_p * values[0]
-        return values[kept], tokens[kept]
+        return values[kept], tokens[kept], float(values[kept].sum())
+
+    def _enough(self, values: Tensor) -> bool:
+        """Whether every token that may be drawn is among the listed."""
+        if self.sampling.min_p:
+            return float(values[-1]) < self.sampling.min_p * float(values[0])
+        return float(values.sum()) >= self.sampling.top_p
+
+
+def _largest(logits: Tensor, probabilities: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The largest probabilities, in order, and their tokens."""
+    tokens = logits.topk(min(most, len(logits))).indices  # fp32: half the time of fp64
+    return probabilities[tokens], tokens
 
 
 def token_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from arbiters.errors import CorruptError, InvalidError, NotFoundError
 from soma_agents.language.architecture import PROJECTIONS, SITES
+from soma_agents.language.hub.to_transformers import their_parts, their_sizes
 from soma_agents.language.lora import LoraAdapter, LoraConfig, adapter_id
 from soma_agents.language.mixed_lora import MixedLora, PackedLora
 
@@ -21,35 +22,10 @@ TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 @pytest.fixture
 def reference(tiny):
     """The tiny model as the transformers library runs it."""
-    config, ours = tiny.config, tiny.transformer.state_dict()
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.d_model,
-            intermediate_size=config.d_ff,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=config.context,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=True,
-        )
-    ).eval()
-    weights = {"model.embed_tokens.weight": ours["embedding.weight"]}
-    weights["lm_head.weight"] = ours["embedding.weight"]
-    weights["model.norm.weight"] = ours["norm.weight"]
-    for layer in range(config.layers):
-        stem = f"model.layers.{layer}"
-        weights[f"{stem}.input_layernorm.weight"] = ours[f"blocks.{layer}.attention_norm.weight"]
-        weights[f"{stem}.post_attention_layernorm.weight"] = ours[f"blocks.{layer}.mlp_norm.weight"]
-        for site, names in SITES.items():
-            rows = [config.shape(name)[0] for name in names]
-            parts = ours[f"blocks.{layer}.{site}.weight"].split(rows)
-            part = "self_attn" if site in {"qkv", "out"} else "mlp"
-            for name, weight in zip(names, parts, strict=True):
-                weights[f"{stem}.{part}.{name}.weight"] = weight.clone()
+    model = LlamaForCausalLM(LlamaConfig(**their_sizes(tiny.config))).eval()
+    weights = {}
+    for name, weight in tiny.transformer.state_dict().items():
+        weights |= their_parts(tiny.config, name, weight.clone())
     model.load_state_dict(weights)
     return model
 

@@ -48,6 +48,26 @@ def test_a_nucleus_beyond_the_short_list_is_sorted_in_full():
     assert 1500 < len(shares) <= 2500
 
 
+def test_a_nucleus_that_ends_in_the_short_list_is_a_share_of_all_tokens():
+    lead_and_tail = torch.full((5000,), 0.1 / 4999)
+    lead_and_tail[0] = 0.9
+
+    shares = drawn(Sampling(seed=1, top_p=0.92), lead_and_tail.log())
+
+    assert shares[0] == pytest.approx(0.9 / 0.92, abs=0.01)
+    assert 1 < len(shares) <= 1001
+
+
+def test_likely_enough_tokens_beyond_the_short_list_are_drawn():
+    half = torch.full((10_000,), 0.5 / 9999)
+    half[0] = 0.5
+
+    shares = drawn(Sampling(seed=1, min_p=1e-5), half.log(), times=1000)
+
+    assert shares[0] == pytest.approx(0.5, abs=0.05)
+    assert len(shares) > 400
+
+
 def test_the_same_seed_draws_the_same_tokens():
     first, second = (Sampler(Sampling(seed=7), ()) for _ in range(2))
 

@@ -36,12 +36,18 @@ def export_transformers(
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name in weight_shapes(source.config):
-        tensors |= _parts(source.config, name, source.tensor(name, dtype))
+        tensors |= their_parts(source.config, name, source.tensor(name, dtype))
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     tokenizer = source.tokenizer()
     name_of_dtype = str(dtype).removeprefix("torch.")
     files: dict[str, Any] = {
-        "config.json": {**_config(source.config, tokenizer), "dtype": name_of_dtype},
+        "config.json": {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "dtype": name_of_dtype,
+            "eos_token_id": list(tokenizer.eos_ids),
+            **their_sizes(source.config),
+        },
         "generation_config.json": {"eos_token_id": list(tokenizer.eos_ids)},
         "tokenizer_config.json": _tokenizer_config(tokenizer),
     }
@@ -53,8 +59,8 @@ def export_transformers(
     _sync(directory)
 
 
-def _parts(config: TransformerConfig, name: str, weight: Tensor) -> dict[str, Tensor]:
-    """A tensor under their names, fused ones taken apart."""
+def their_parts(config: TransformerConfig, name: str, weight: Tensor) -> dict[str, Tensor]:
+    """A tensor of `Transformer.state_dict` under their names, fused ones taken apart."""
     if name in OUTER:
         return {OUTER[name]: weight.contiguous()}
     _, layer, part, _ = name.split(".")
@@ -68,12 +74,10 @@ def _parts(config: TransformerConfig, name: str, weight: Tensor) -> dict[str, Te
     }
 
 
-def _config(config: TransformerConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
+def their_sizes(config: TransformerConfig) -> dict[str, Any]:
+    """The arguments of their `LlamaConfig`."""
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
         "attention_bias": False,
-        "eos_token_id": list(tokenizer.eos_ids),
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "hidden_size": config.d_model,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.language.cache import blocks
 from soma_agents.language.linear import GROUP, TILE
+from soma_agents.language.native import kernels
 from soma_agents.language.sou.blocks import BITS, FLOATS
 from soma_agents.language.sou.reader import SouFile
 from soma_agents.language.transformer import weight_shapes
@@ -72,8 +73,9 @@ def _product_bytes(file: SouFile, name: str) -> int:
     adapter = file.directory.adapter
     if adapter is not None and _corrected(name, adapter.targets):
         return 0
-    numbers = math.prod(piece.shape) * (2 if BITS[piece.kind] > 4 else 1)  # noqa: PLR2004 - see `DoubleBlockLinear`
-    return numbers // 2 + numbers // GROUP * 2 * BF16
+    numbers, planes = math.prod(piece.shape), 2 if BITS[piece.kind] > 4 else 1  # noqa: PLR2004 - bits of a plane
+    tables = 1 if kernels() else planes  # see `DoubleBlockLinear`
+    return numbers // 2 * planes + numbers // GROUP * 2 * BF16 * tables
 
 
 def _corrected(name: str, targets: tuple[str, ...]) -> bool:

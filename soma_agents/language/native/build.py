@@ -1,0 +1,37 @@
+"""Compiles the kernels: `python -m soma_agents.language.native.build`, a step of `make setup`."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from soma_agents.language.native.place import SOURCE, library
+
+FLAGS = (
+    *("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp"),
+    *("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16"),
+)
+
+
+def build() -> Path | None:
+    """The library, compiled if it is not there yet; None where no compiler can."""
+    if (target := library()).exists():
+        return target
+    if (compiler := shutil.which("cc")) is None:
+        return None
+    fresh = target.with_suffix(".new")
+    command = [compiler, *FLAGS, "-o", str(fresh), str(SOURCE)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:  # noqa: S603
+        return None
+    for old in target.parent.glob(f"*{target.suffix}"):
+        old.unlink()
+    return fresh.rename(target)
+
+
+if __name__ == "__main__":
+    found = build()
+    sys.stdout.write(
+        "soma: compiled the decoding kernels\n"
+        if found
+        else "soma: no C compiler for this processor's AVX512-BF16; decoding uses torch alone\n"
+    )

@@ -1,0 +1,139 @@
+import pytest
+import torch
+
+from soma_agents.language import decoder as decoder_module
+from soma_agents.language import linear as linear_module
+from soma_agents.language import native
+from soma_agents.language.cache import BatchCache, PromptCache
+from soma_agents.language.decoder import Decoder
+from soma_agents.language.linear import Stored
+from soma_agents.language.model import LanguageModel
+from soma_agents.language.native import kernels
+from soma_agents.language.transformer import Transformer
+
+needs_kernels = pytest.mark.skipif(
+    kernels() is None, reason="the kernels are not compiled, or not for this processor"
+)
+
+
+@pytest.fixture(params=[pytest.param("ours", marks=needs_kernels), "torch's"])
+def whose(request, monkeypatch):
+    """Products by our kernels, or as where there are none."""
+    if request.param != "ours":
+        for module in (linear_module, decoder_module):
+            monkeypatch.setattr(module, "kernels", lambda: None)
+    return request.param
+
+
+def blocks(bits: int, outputs=192, inputs=160) -> Stored:
+    generator = torch.Generator().manual_seed(bits)
+    half = 2 ** (bits - 1)
+    q = torch.randint(-half, half, (outputs, inputs), generator=generator, dtype=torch.int8)
+    scale, zero = torch.randn(2, outputs, inputs // 32, generator=generator).bfloat16().float()
+    return Stored(bits, q, scale, zero)
+
+
+def dense(stored: Stored) -> torch.Tensor:
+    """What the numbers stand for."""
+    scale, zero = (part.repeat_interleave(32, dim=1) for part in stored[2:])
+    return stored.q * scale + zero
+
+
+@pytest.mark.usefixtures("whose")
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", range(1, 12))
+def test_a_product_with_blocks_is_the_product_with_what_they_stand_for(bits, rows):
+    stored = blocks(bits)
+    x = torch.randn(rows, 160).bfloat16()
+
+    y = stored.product()(x)
+
+    exact = x.float() @ dense(stored).T
+    assert ((y - exact).abs() <= 0.02 * exact.abs() + 2e-2 * exact.abs().mean()).all()
+
+
+@pytest.mark.usefixtures("whose")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_of_a_product_is_bit_for_bit_the_same_in_any_company(bits):
+    product = blocks(bits).product()
+    x = torch.randn(11, 160).bfloat16()
+
+    together = product(x)
+
+    for rows in range(1, 11):
+        assert torch.equal(product(x[:rows]), together[:rows])
+
+
+@needs_kernels
+def test_norm_and_activation_are_torchs():
+    x = torch.randn(5, 96).bfloat16() * torch.logspace(-3, 3, 5)[:, None].bfloat16()
+    weight = torch.randn(96).bfloat16()
+
+    normed = kernels().rms_norm(weight, 1e-5)(x)
+    activated = kernels().gated_silu(x)
+
+    torch.testing.assert_close(
+        normed.float(), torch.rms_norm(x.float(), (96,), weight.float(), 1e-5), rtol=1e-2, atol=1e-6
+    )
+    gate, up = x.float().chunk(2, -1)
+    torch.testing.assert_close(
+        activated.float(), torch.nn.functional.silu(gate) * up, rtol=1e-2, atol=1e-6
+    )
+
+
+@needs_kernels
+def test_nan_stays_nan():
+    x = torch.full((1, 64), torch.nan, dtype=torch.bfloat16)
+
+    assert kernels().rms_norm(x[0], 1e-5)(x).isnan().all()
+    assert kernels().gated_silu(x).isnan().all()
+    assert (
+        kernels()
+        .attend(
+            x.view(1, 2, 32)[:, [0, 1, 1]],
+            torch.zeros(1, 2, 64, 32).bfloat16(),
+            torch.tensor([3]),
+            (x[:, :32], x[:, :32]),
+            window=0,
+        )
+        .isnan()
+        .all()
+    )
+
+
+@pytest.mark.usefixtures("whose")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rotary_dim": 20},
+        {"head_norm": True, "post_norm": True},
+        {"window": 24, "global_every": 2},
+        {"activation": "gelu_tanh", "norm": "layer"},
+    ],
+    ids=str,
+)
+def test_decoding_gives_the_logits_of_reading_everything_again(make_config, changes):
+    config = make_config(head_dim=32, **changes)
+    transformer = Transformer.random(config, seed=2).requires_grad_(requires_grad=False).bfloat16()
+    decoder = Decoder(LanguageModel("base", "tiny", config, transformer, None))
+    prompts = [torch.arange(3, 3 + length)[None] for length in (5, 40, 70)]
+    cache = BatchCache(config, torch.bfloat16)
+
+    with torch.inference_mode():
+        for prompt in prompts:
+            read = PromptCache(config, prompt.shape[1], torch.bfloat16)
+            transformer.hidden(prompt, cache=read)
+            cache.join(read)
+        for token in (9, 10, 11):
+            logits = decoder.step(torch.full((3,), token), cache, None)
+            prompts = [torch.cat((p, torch.tensor([[token]])), dim=1) for p in prompts]
+
+        exact = [transformer.float()(prompt)[0, -1] for prompt in prompts]
+    assert (logits - torch.stack(exact)).abs().max() <= 0.05 * torch.stack(exact).abs().max()
+
+
+def test_without_a_compiled_library_there_are_no_kernels(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "library", lambda: tmp_path / "absent.so")
+
+    assert kernels.__wrapped__() is None
