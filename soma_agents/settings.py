@@ -114,6 +114,14 @@ class EngineSettings(Section):
     adapters: int = Field(default=4, ge=1, description="adapters kept loaded")
 
 
+class EmbeddingsSettings(Section):
+    """Texts as vectors, `/v1/embeddings`."""
+
+    model: str = Field(
+        default="", description="a file from 'soma embed train'; '' needs no training"
+    )
+
+
 class TrainingSettings(Section):
     """When and how a candidate is trained."""
 
@@ -217,6 +225,7 @@ class Settings(Section):
     cluster: ClusterSettings = ClusterSettings()
     log: LogSettings = LogSettings()
     engine: EngineSettings = EngineSettings()
+    embeddings: EmbeddingsSettings = EmbeddingsSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     canary: CanarySettings = CanarySettings()

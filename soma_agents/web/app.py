@@ -10,7 +10,17 @@ from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 from policies.access import RateRules
-from soma_agents.web import admin, errors, feedback, health, learning, openai, people, talk
+from soma_agents.web import (
+    admin,
+    embeddings,
+    errors,
+    feedback,
+    health,
+    learning,
+    openai,
+    people,
+    talk,
+)
 from soma_agents.web.auth import Authentication, check_exposure
 from soma_agents.web.limits import BodyLimit, Places, RateLimit
 from soma_agents.web.metrics import Measured, Meters
@@ -50,7 +60,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.health = health.Health()
     app.state.meters = Meters()
-    for part in (openai, talk, people, feedback, learning, admin, health):
+    for part in (openai, embeddings, talk, people, feedback, learning, admin, health):
         app.include_router(part.router)
     _add_pages(app)
     errors.install(app)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from soma_agents.language.requests import Piece
+from soma_agents.serving.embeddings import NAME as EMBEDDER
 from soma_agents.serving.rollout import ModelNotFoundError
 from soma_agents.serving.turns import Ended, Turn
 from soma_agents.web.dependencies import Chats, Looks, Parts
@@ -63,7 +64,7 @@ async def complete(
 
 @router.get("/models")
 async def models(services: Parts, _: Looks) -> dict[str, Any]:
-    """`soma`, the champion whoever it is, and every version by name."""
+    """`soma`, the champion whoever it is, every version by name, and the embedder."""
     created = services.now()
     champion = services.rollout.lineup.champion
     listed = [
@@ -72,14 +73,15 @@ async def models(services: Parts, _: Looks) -> dict[str, Any]:
     ]
     versions = await services.rollout.versions()
     listed += [_model(v.name, int(v.registered_at.timestamp())) for v in versions]
+    listed.append(_model(EMBEDDER, created))
     return {"object": "list", "data": listed}
 
 
 @router.get("/models/{name}")
 async def model(name: str, services: Parts, _: Looks) -> dict[str, Any]:
     """One model version."""
-    if name == "soma":
-        return _model("soma", services.now())
+    if name in {"soma", EMBEDDER}:
+        return _model(name, services.now())
     for version in await services.rollout.versions():
         if name in {version.name, version.id}:
             return _model(version.name, int(version.registered_at.timestamp()))

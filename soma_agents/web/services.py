@@ -8,6 +8,7 @@ from arbiters.ports import Clock, EventLog, Ids
 from soma_agents.language.model import LanguageModel
 from soma_agents.runtime.snapshots import Owners
 from soma_agents.serving.backend import Backend
+from soma_agents.serving.embeddings import Embeddings
 from soma_agents.serving.gateway import Gateway
 from soma_agents.serving.rollout import Rollout
 from soma_agents.serving.specialist import Specialist
@@ -28,6 +29,7 @@ class Services:
     engine: Backend
     rollout: Rollout
     gateway: Gateway
+    embeddings: Embeddings
     keys: ApiKeys
     clock: Clock
     ids: Ids
@@ -47,7 +49,11 @@ class Services:
         ids: Ids,
         cores: tuple[int, ...],
     ) -> "Services":
-        """Build the gateway and the rollout over a log, the arbiters and a started engine."""
+        """Build the gateway and the rollout over a log, the arbiters and a started engine.
+
+        Raises:
+            NotFoundError, InvalidError, CorruptError: of the setting `embeddings.model`.
+        """
         publisher = Publisher(log=log, clock=clock, ids=ids, producer="gateway")
         rollout = Rollout(
             engine=engine,
@@ -78,6 +84,7 @@ class Services:
             engine=engine,
             rollout=rollout,
             gateway=gateway,
+            embeddings=Embeddings.of(settings.embeddings.model),
             keys=keys,
             clock=clock,
             ids=ids,
@@ -92,6 +99,7 @@ class Services:
         """End the turns under way, then stop following the log."""
         await self.gateway.close()
         await self.rollout.close()
+        self.embeddings.close()
 
     def now(self) -> int:
         """Unix time in seconds."""
