@@ -15,7 +15,7 @@ from soma_agents.language.symbols.records import mix
 METHODS = ("feature", "hash", "semantic", "hybrid")
 HASH_DIM = 1024
 PLAIN = "untrained"
-WEIGHTS = {"hash": 1.0, "semantic": 0.8, "feature": 0.1}
+WEIGHTS = {"hash": 1.0, "semantic": 0.5, "feature": 0.1}
 """Of the parts of a hybrid; a text's vector is their concatenation, each part times its weight."""
 TOGETHER = 1 << 18
 """Characters read at a time, or one text."""
