@@ -28,9 +28,10 @@ BLOCKS = 16
 """Blocks of one step."""
 RATE = 0.1
 """Of AdaGrad (Duchi et al. 2011) with one sum of squares a row; falls to nothing in a straight line."""
-ENOUGH = 24_000_000
-"""Words after which one pass is all; smaller corpora are read again, `PASSES` times at most."""
-PASSES = 20
+ENOUGH = 20_000_000
+"""Words that are read of the largest corpus; which ones is drawn."""
+PASSES, LEAST = 20, 200_000
+"""Of a smaller corpus: how often it is read, and how many words at least."""
 BREAK = -1
 """Stands between texts."""
 
@@ -53,22 +54,19 @@ def learn(stream: Stream, dim: int, *, seed: int, report: Report) -> npt.NDArray
     tables = _Tables(len(stream.counts), dim)
     keep = _kept(stream.counts)
     noise = np.cumsum(stream.counts**POWER)
-    expected = max(1, int((keep * stream.counts).sum()))
-    passes = min(PASSES, max(1, round(ENOUGH / expected)))
-    size = BLOCK * BLOCKS
-    done, total = 0, passes * expected
-    for _ in range(passes):
-        words, text = _subsampled(stream.ids, keep, generator)
-        for start in range(generator.integers(BLOCK), len(words) - BLOCK + 1, size):
-            part = slice(start, start + size)
-            length = len(words[part]) // BLOCK * BLOCK
-            blocks = torch.from_numpy(words[part][:length].reshape(-1, BLOCK))
-            texts = torch.from_numpy(text[part][:length].reshape(-1, BLOCK))
-            drawn = np.searchsorted(noise, generator.random(length) * noise[-1])
-            negatives = torch.from_numpy(drawn).view(-1, BLOCK)
-            tables.step(blocks, texts, negatives, RATE * max(1 - done / total, 1e-3))
-            done += length
+    done, total = 0, min(ENOUGH, max(LEAST, round(PASSES * (keep @ stream.counts))))
+    while done < total:
+        words, texts = _blocks(stream.ids, keep, generator)
+        order = generator.permutation(len(words))
+        for start in range(0, len(order), BLOCKS):
+            rows = order[start : start + BLOCKS]
+            drawn = np.searchsorted(noise, generator.random((len(rows), BLOCK)) * noise[-1])
+            some = (torch.from_numpy(part) for part in (words[rows], texts[rows], drawn))
+            tables.step(*some, RATE * max(1 - done / total, 1e-3))
+            done += drawn.size
             report(min(1.0, done / total))
+            if done >= total:
+                break
     return tables.vectors()
 
 
@@ -78,14 +76,19 @@ def _kept(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return np.minimum(1.0, np.sqrt(ratio) + ratio)
 
 
-def _subsampled(
+def _blocks(
     ids: Ids, keep: npt.NDArray[np.float64], generator: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The words of one pass, and the number of the text of each."""
+    """The words of one pass and the numbers of their texts, (N, BLOCK); cut elsewhere each time."""
     is_word = ids != BREAK
-    chance = keep[np.where(is_word, ids, 0)]
+    chance = keep.astype(np.float32)[np.where(is_word, ids, 0)]
     stays = is_word & (generator.random(len(ids), np.float32) < chance)
-    return ids[stays].astype(np.int64), np.cumsum(~is_word)[stays]
+    words, texts = ids[stays].astype(np.int64), np.cumsum(~is_word)[stays]
+    before = int(generator.integers(BLOCK))
+    padding = (before, -(before + len(words)) % BLOCK)
+    words = np.pad(words, padding).reshape(-1, BLOCK)
+    texts = np.pad(texts, padding, constant_values=-1).reshape(-1, BLOCK)
+    return words, texts
 
 
 class _Tables:
@@ -105,7 +108,8 @@ class _Tables:
         """One step over some blocks; words, texts and negatives (B, BLOCK)."""
         centres = self._centres[words]  # (B, T, D)
         contexts, noise = self._contexts[words], self._contexts[negatives]
-        pairs = self._weights * (texts[:, :, None] == texts[:, None, :])  # (B, T, T)
+        together = (texts[:, :, None] == texts[:, None, :]) & (texts[:, :, None] >= 0)
+        pairs = self._weights * together  # (B, T, T); padding belongs to no text
         share = pairs.sum(2, keepdim=True) * (NEGATIVES / BLOCK)
         near = pairs * (torch.sigmoid(centres @ contexts.mT) - 1)
         far = share * torch.sigmoid(centres @ noise.mT)
