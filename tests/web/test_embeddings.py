@@ -1,15 +1,19 @@
 """`/v1/embeddings` through the official `openai` client and by hand."""
 
 import base64
+import json
 
 import numpy as np
 import openai
 import pytest
 
 from arbiters.errors import NotFoundError
+from soma_agents.app.doctor import doctor
+from soma_agents.app.keeper import Keeper
 from soma_agents.language.geometry.embedder import Embedder
 from soma_agents.language.geometry.file import to_bytes
 from soma_agents.language.geometry.train import Plan, train
+from soma_agents.settings import load_settings
 
 TEXTS = ["The cat sat on the mat.", "A sleeping cat", "Stock prices fell"]
 
@@ -82,12 +86,10 @@ async def test_nothing_is_kept(soma):
         ({"input": "a", "model": "text-embedding-9"}, 404, None, "'text-embedding-9'"),
         ({"input": "a\ud800"}, 400, None, "half a character"),
         ({"input": 7}, 422, "input", "string"),
-        ({}, 422, "input", "required"),
+        ({}, 400, "input", "required"),
     ],
 )
 async def test_what_cannot_be_embedded_is_refused(soma, body, status, param, message):
-    import json
-
     content = json.dumps({"model": "soma-embed"} | body)
     answer = await soma.http.post(
         "/v1/embeddings", content=content, headers={"Content-Type": "application/json"}
@@ -135,7 +137,12 @@ async def test_a_trained_file_is_served(soma_with, tmp_path):
     np.testing.assert_allclose(made, embedder.embed(["cow"])[0], atol=1e-6)
 
 
-async def test_a_missing_file_is_refused_at_the_start(soma_with, tmp_path):
+def test_a_missing_file_is_refused_at_the_start_and_by_the_doctor(tmp_path):
+    file = str(tmp_path / "none")
+    settings = load_settings(tmp_path, environ={}, overrides={"embeddings": {"model": file}})
+
     with pytest.raises(NotFoundError, match="soma embed train"):
-        async with soma_with(embeddings={"model": str(tmp_path / "none")}):
-            pass
+        Keeper(settings, 0)._look()
+    (finding,) = [one for one in doctor(settings) if one["check"] == "embeddings"]
+    assert not finding["ok"]
+    assert "soma embed train" in finding["way_out"]

@@ -104,7 +104,9 @@ class _Counting:
         known = Pieces.of([pieces[number] for number in order.tolist()])
         shares = (counts[order] / counts.sum()).astype(np.float32)
         stream = Stream(_renumbered(ids, order, len(counts)), counts[order])
-        return Corpus(Lexicon(known, shares), stream, self._sample, self._digest.hexdigest())
+        return Corpus(
+            Lexicon.counted(known, shares), stream, self._sample, self._digest.hexdigest()
+        )
 
 
 def _renumbered(ids: Ids, order: npt.NDArray[np.int64], size: int) -> Ids:

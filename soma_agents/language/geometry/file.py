@@ -4,6 +4,8 @@ A file is hostile until looked at: the format's library checks every length agai
 types and shapes must be those that the method has, every number finite, and the seal that of the content.
 """
 
+import json
+import struct
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,15 @@ def to_bytes(embedder: Embedder) -> bytes:
         "vocabulary": lexicon.digest,
         "corpus": embedder.corpus,
     }
-    return save(tensors, facts | {"seal": _seal(facts, tensors)})
+    return _ordered(save(tensors, facts | {"seal": _seal(facts, tensors)}))
+
+
+def _ordered(content: bytes) -> bytes:
+    """The library writes the names of the head in any order; sorted, the same facts are the same bytes."""
+    (length,) = struct.unpack_from("<Q", content)
+    head = json.loads(content[8 : 8 + length])
+    text = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
+    return content[:8] + text.ljust(length) + content[8 + length :]
 
 
 def load(path: Path) -> Embedder:
@@ -137,7 +147,7 @@ def _lexicon(tensors: Tensors) -> Lexicon:
     shares = tensors["shares"]
     if len(words) != len(shares) or not ((shares >= 0) & (shares <= 1)).all():
         raise CorruptError(f"has {len(words)!r} words and {len(shares)!r} shares of them")
-    return Lexicon(Pieces.of(words), shares)
+    return Lexicon.counted(Pieces.of(words), shares)
 
 
 def _semantic(tensors: Tensors, words: int) -> SemanticPart:

@@ -25,17 +25,24 @@ class Lexicon:
     Attributes:
         pieces: the words, folded, the most frequent first.
         shares: (V,) of all words of the corpus.
+        unknown: share of a word that is not among them.
     """
 
     pieces: Pieces
     shares: Floats
+    unknown: float
+
+    @classmethod
+    def counted(cls, pieces: Pieces, shares: Floats) -> "Lexicon":
+        """Of a corpus: what it does not know is half as frequent as the rarest that it knows."""
+        return cls(pieces, shares, float(shares.min()) / 2)
 
     @classmethod
     def guessed(cls) -> "Lexicon":
         """What is known of English without a corpus: its most frequent words."""
         words = sorted(GROUPS)
         pieces = Pieces.of([word.encode() for word in words])
-        return cls(pieces, np.full(len(words), GUESSED_SHARE, np.float32))
+        return cls(pieces, np.full(len(words), GUESSED_SHARE, np.float32), 0.0)
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -54,8 +61,8 @@ class Lexicon:
         return np.where(ordered[at] == hashes, numbers[at], -1)
 
     def weights(self, found: npt.NDArray[np.int64]) -> Floats:
-        """Weight of each word by its number; an unknown one is rare, and counts most."""
-        shares = np.append(self.shares, np.float32(0))  # -1 is the last
+        """Weight of each word by its number; the rarer the more."""
+        shares = np.append(self.shares, np.float32(self.unknown))  # -1 is the last
         return (COMMON / (COMMON + shares[found])).astype(np.float32)
 
     @cached_property

@@ -18,6 +18,8 @@ from soma_agents.language.symbols.tokenise import tokenise
 METHOD = "grammar"
 """The tokenisation whose tokens have features."""
 SMALL = 1e-12
+GUESSED = 0.5
+"""How much a guessed word vector weighs beside a known one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +88,9 @@ class SemanticPart:
 
     def means(self, read: Read) -> Floats:
         """(texts, dim) weighted means, of length 1."""
+        weights = np.where(read.known < 0, GUESSED, 1) * read.weights
         each = self._of_words(read)[read.bag.word]
-        each *= (read.weights[read.bag.word] * read.bag.times)[:, None]
+        each *= (weights[read.bag.word] * read.bag.times)[:, None]
         starts = np.searchsorted(read.bag.text, np.arange(len(read.texts)))
         return unit(np.add.reduceat(each, starts, axis=0))
 

@@ -27,6 +27,8 @@ SEMANTIC_DIM = 128
 GUESS_DIM = 512
 RIDGE = 0.1
 """Weight of the square of the guessing matrix, beside V words."""
+NOTHING = 0.01
+"""Size of a guess where there is nothing to guess from."""
 LEAST_DIM, MOST_DIM = 8, 4096
 VARIANCE = 1e-3
 """A column that hardly varies is not blown up."""
@@ -115,7 +117,9 @@ def _guess(lexicon: Lexicon, table: Floats) -> Floats:
     """(H, D) by ridge regression from the words' hash vectors to their vectors."""
     hashes = word_hashes(Grams(lexicon.pieces), GUESS_DIM)
     square = hashes.T @ hashes + RIDGE * np.eye(GUESS_DIM, dtype=np.float32)
-    return np.linalg.solve(square, hashes.T @ table).astype(np.float32)
+    found = np.linalg.solve(square, hashes.T @ table)
+    # Whatever no known word resembles gets a direction of its own, rather than none.
+    return (found + NOTHING * np.random.default_rng(0).normal(size=found.shape)).astype(np.float32)
 
 
 def _rounded(values: Floats) -> Floats:

@@ -39,8 +39,8 @@ def test_no_text_has_no_words():
     assert found() == []
 
 
-@given(st.lists(st.text(max_size=12), max_size=6))
-@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(max_size=12), max_size=4))
+@settings(max_examples=25, deadline=None)
 def test_texts_cut_together_have_the_words_of_each(texts):
     assert found(*texts) == [found(text)[0] for text in texts]
 
