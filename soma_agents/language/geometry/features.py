@@ -31,6 +31,8 @@ CAPITALS, SMALL = frozenset(string.ascii_uppercase), frozenset(string.ascii_lowe
 DIGITS, VOWELS = frozenset(string.digits), frozenset("aeiou")
 GONE_ON = "\ufffd"
 """What stands for a byte that goes on a character, or begins one that is cut off."""
+LONG = 32
+"""Letters of a token beyond which its columns are not kept for the next time."""
 HAS = (".!?", ",;:", "\"'`", "[](){}<>", "\n", "-/")
 ENDINGS = ("s", "ed", "ing", "ly", "er", "tion", "al", "e", "y")
 WORDS = (
@@ -150,7 +152,6 @@ def _sizes(points: _Points) -> list[Marks]:
     return [size == n for n in range(1, SIZES + 1)]
 
 
-@lru_cache(1 << 16)
 def _of_letters(letters: str) -> bytes:
     """Columns 30 to 64 as float32, of the lower-case letters of a token."""
     endings = [len(letters) > len(e) and letters.endswith(e) for e in ENDINGS]
@@ -161,3 +162,6 @@ def _of_letters(letters: str) -> bytes:
     hashes = [bucket == n for n in range(HASHES)]
     vowels = sum(letter in VOWELS for letter in letters) / max(1, len(letters))
     return np.array([*endings, *words, *hashes, vowels], np.float32).tobytes()
+
+
+_kept = lru_cache(1 << 16)(_of_letters)

@@ -146,7 +146,8 @@ def feature_means(texts: Sequence[str]) -> Floats:
     pieces = text_features([piece.decode(errors="replace") for piece in tokens.pieces.tolist()])
     starts = np.searchsorted(text, np.arange(len(texts) + 1))
     lengths = np.diff(starts)
-    found = records(tokens)
+    # What a content is called has no part in the features: only where it stands again.
+    found = records(tokens, contents=np.zeros(len(tokens.pieces), np.uint64))
     index = np.arange(len(text)) - starts[text]
     found = replace(
         found,

@@ -9,7 +9,7 @@ blank counts as one, and a blank text as `BLANK`.
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +105,7 @@ def _kinds(points: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
     return seen[points]
 
 
-@cache
+@lru_cache(1 << 16)
 def _kind(point: int) -> int:
     character = chr(point)
     if character == "'":
