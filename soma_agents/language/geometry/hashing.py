@@ -34,7 +34,7 @@ class Grams:
     def __init__(self, pieces: Pieces) -> None:
         points = np.frombuffer(pieces.data.tobytes().decode().encode("utf-32-le"), np.uint32)
         begins = (pieces.data & 0xC0) != 0x80  # noqa: PLR2004 - RFC 3629: not a byte that goes on
-        lengths = np.diff(starts_of(begins)[pieces.starts]) + 2  # and both ends
+        lengths = np.diff(starts_of(begins.astype(np.int64))[pieces.starts]) + 2  # and both ends
         self._starts = starts_of(lengths)
         self._lengths = lengths
         marked = np.empty(self._starts[-1], np.uint64)
@@ -88,14 +88,15 @@ def hash_vectors(bag: Bag, grams: Grams, weights: Floats, texts: int, dim: int) 
 def _buckets(
     text: npt.NDArray[np.int64],
     hashes: UInt64s,
-    strength: npt.NDArray[np.float64],
+    strength: npt.NDArray[np.floating],
     texts: int,
     dim: int,
 ) -> npt.NDArray[np.float64]:
     """The bucket is in the upper half of a hash, the sign in its last bit."""
     bucket = ((hashes >> np.uint64(32)) * np.uint64(dim) >> np.uint64(32)).astype(np.int64)
     signed = np.where(hashes & np.uint64(1), strength, -strength)
-    return np.bincount(text * dim + bucket, signed, texts * dim).reshape(texts, dim)
+    sums = np.bincount(text * dim + bucket, signed, texts * dim).astype(np.float64, copy=False)
+    return sums.reshape(texts, dim)
 
 
 def _powers(base: int, count: int) -> UInt64s:

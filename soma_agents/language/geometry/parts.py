@@ -96,7 +96,8 @@ class SemanticPart:
 
     def without_common(self, vectors: Floats) -> Floats:
         """(texts, dim)."""
-        return vectors - np.outer(vectors @ self.common, self.common)
+        along = (vectors @ self.common)[:, None]
+        return (vectors - along * self.common).astype(np.float32)
 
     def _of_words(self, read: Read) -> Floats:
         made = self.table[read.known]

@@ -54,15 +54,16 @@ def learn(stream: Stream, dim: int, *, seed: int, report: Report) -> npt.NDArray
     tables = _Tables(len(stream.counts), dim)
     keep = _kept(stream.counts)
     noise = np.cumsum(stream.counts**POWER)
-    done, total = 0, min(ENOUGH, max(LEAST, round(PASSES * (keep @ stream.counts))))
+    done, total = 0, min(ENOUGH, max(LEAST, int(PASSES * (keep * stream.counts).sum())))
     while done < total:
         words, texts = _blocks(stream.ids, keep, generator)
         order = generator.permutation(len(words))
         for start in range(0, len(order), BLOCKS):
             rows = order[start : start + BLOCKS]
             drawn = np.searchsorted(noise, generator.random((len(rows), BLOCK)) * noise[-1])
-            some = (torch.from_numpy(part) for part in (words[rows], texts[rows], drawn))
-            tables.step(*some, RATE * max(1 - done / total, 1e-3))
+            chosen, owners = torch.from_numpy(words[rows]), torch.from_numpy(texts[rows])
+            rate = RATE * max(1 - done / total, 1e-3)
+            tables.step(chosen, owners, torch.from_numpy(drawn), rate)
             done += drawn.size
             report(min(1.0, done / total))
             if done >= total:

@@ -87,7 +87,7 @@ def words_of(texts: Sequence[str]) -> Words:
         before = starts_of(lengths * inside)[starts]
         inside = np.repeat(inside, lengths)
     else:
-        before = starts_of(inside)[starts]
+        before = starts_of(inside.astype(np.int64))[starts]
     text = np.searchsorted(places, starts, side="right") - 1
     return Words(tokens_between(data[inside].tobytes(), before), text, len(texts))
 
