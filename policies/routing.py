@@ -10,7 +10,7 @@ PERSONAL = "personal"
 ALIASES = frozenset({"", "soma", "default"})
 """Names that ask for whatever is in service."""
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
-_VERSION = re.compile(r"soma-v\d+")
+_OWN = re.compile(r"soma(-.*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _by_name(facts: RoutingFacts, requested: str) -> Route | UnknownModel:
 
 def name_problem(name: str) -> str | None:
     """Why a specialist cannot be called so; None if it can."""
-    if name in {*ALIASES, PERSONAL} or _VERSION.fullmatch(name):
+    if name in {*ALIASES, PERSONAL} or _OWN.fullmatch(name):
         return f"{name!r} is a name that SOMA itself answers to; choose another"
     if not _NAME.fullmatch(name):
         return f"{name!r} is no name; use small letters, digits and '-', a letter first, 40 at most"

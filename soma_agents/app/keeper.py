@@ -66,6 +66,10 @@ class Keeper:
         from soma_agents.app.verify import look
 
         look(self._settings)
+        if self._settings.embeddings.model:
+            from soma_agents.serving.embeddings import Embeddings
+
+            Embeddings.of(self._settings.embeddings.model)
 
     async def _run_on_ray(self, stop: asyncio.Event) -> None:
         from soma_agents.cluster import head

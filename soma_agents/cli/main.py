@@ -8,6 +8,7 @@ import typer
 from arbiters.errors import SomaError
 from soma_agents.cli import (
     demo,
+    embedding,
     keeping,
     learning,
     looking,
@@ -24,7 +25,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (running, people, learning, looking, keeping, sou, symbols, pretraining, demo):
+for part in (
+    running,
+    people,
+    learning,
+    looking,
+    keeping,
+    sou,
+    symbols,
+    embedding,
+    pretraining,
+    demo,
+):
     part.add_to(app)
 
 

@@ -12,6 +12,7 @@ from starlette.staticfiles import StaticFiles
 from policies.access import RateRules
 from soma_agents.web import (
     admin,
+    embeddings,
     errors,
     feedback,
     health,
@@ -60,7 +61,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.health = health.Health()
     app.state.meters = Meters()
-    for part in (openai, talk, people, feedback, learning, specialists, admin, health):
+    for part in (openai, embeddings, talk, people, feedback, learning, specialists, admin, health):
         app.include_router(part.router)
     _add_pages(app)
     errors.install(app)

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from arbiters.records import ModelVersion
 from soma_agents.language.requests import Piece
+from soma_agents.serving.embeddings import NAME as EMBEDDER
 from soma_agents.serving.rollout import ModelNotFoundError
 from soma_agents.serving.turns import Ended, Turn
 from soma_agents.web.dependencies import Chats, Identity, Looks, Parts
@@ -66,7 +67,7 @@ async def complete(
 
 @router.get("/models")
 async def models(services: Parts, asked: Looks) -> dict[str, Any]:
-    """`soma`, the champion whoever it is, every version, and the specialists the caller may ask."""
+    """`soma`, the champion whoever it is, every version, what the caller may ask, the embedder."""
     created = services.now()
     champion = services.rollout.lineup.champion
     listed = [
@@ -75,14 +76,15 @@ async def models(services: Parts, asked: Looks) -> dict[str, Any]:
     ]
     versions = [*await services.rollout.versions(), *_specialists(services, asked)]
     listed += [_model(v.name, int(v.registered_at.timestamp())) for v in versions]
+    listed.append(_model(EMBEDDER, created))
     return {"object": "list", "data": listed}
 
 
 @router.get("/models/{name}")
 async def model(name: str, services: Parts, asked: Looks) -> dict[str, Any]:
-    """One model version, or a specialist."""
-    if name == "soma":
-        return _model("soma", services.now())
+    """One model version, a specialist, or the embedder."""
+    if name in {"soma", EMBEDDER}:
+        return _model(name, services.now())
     for version in [*await services.rollout.versions(), *_specialists(services, asked)]:
         if name in {version.name, version.id}:
             return _model(version.name, int(version.registered_at.timestamp()))

@@ -11,6 +11,7 @@ from soma_agents.language.model import LanguageModel
 from soma_agents.runtime.engine import started_engine
 from soma_agents.runtime.snapshots import Owners
 from soma_agents.serving.backend import Backend
+from soma_agents.serving.embeddings import Embeddings
 from soma_agents.serving.gateway import Gateway
 from soma_agents.serving.rollout import Rollout
 from soma_agents.serving.specialist import Specialist
@@ -33,6 +34,7 @@ class Services:
     specialists: Specialists
     rollout: Rollout
     gateway: Gateway
+    embeddings: Embeddings
     keys: ApiKeys
     clock: Clock
     ids: Ids
@@ -52,7 +54,11 @@ class Services:
         ids: Ids,
         cores: tuple[int, ...],
     ) -> "Services":
-        """Build the gateway and the rollout over a log, the arbiters and a started engine."""
+        """Build the gateway and the rollout over a log, the arbiters and a started engine.
+
+        Raises:
+            NotFoundError, InvalidError, CorruptError: of the setting `embeddings.model`.
+        """
         publisher = Publisher(log=log, clock=clock, ids=ids, producer="gateway")
 
         async def start(file: Path) -> tuple[LanguageModel, Engine]:
@@ -96,6 +102,7 @@ class Services:
             specialists=specialists,
             rollout=rollout,
             gateway=gateway,
+            embeddings=Embeddings.of(settings.embeddings.model),
             keys=keys,
             clock=clock,
             ids=ids,
@@ -111,6 +118,7 @@ class Services:
         await self.gateway.close()
         await self.rollout.close()
         await self.specialists.close()
+        self.embeddings.close()
 
     def now(self) -> int:
         """Unix time in seconds."""

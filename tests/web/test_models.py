@@ -82,7 +82,7 @@ async def test_an_older_version_is_asked_for_by_name(soma):
 
     assert await answering(soma, model="soma-v0") == "soma-v0"
     names = [model["id"] for model in (await soma.http.get("/v1/models")).json()["data"]]
-    assert names == ["soma", "soma-v1", "soma-v0"]
+    assert names == ["soma", "soma-v1", "soma-v0", "soma-embed"]
 
 
 @pytest.mark.parametrize("stage", ["candidate", "rejected"])

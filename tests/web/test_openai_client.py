@@ -68,7 +68,7 @@ async def test_a_completion_streams(client):
 async def test_the_models_are_listed_and_found(client):
     names = [model.id async for model in client.models.list()]
 
-    assert names == ["soma", "soma-v0"]
+    assert names == ["soma", "soma-v0", "soma-embed"]
     assert (await client.models.retrieve("soma-v0")).id == "soma-v0"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("soma-v9")

@@ -112,15 +112,15 @@ def _global_ids(uid: UInt64s, content: UInt64s, index: UInt64s, stream: np.uint6
         z = made[part]
         np.add(uid[part], GOLDEN, z)
         for column in (content[part], index[part], stream):
-            _mix(z, scratch[: len(z)])
+            mix(z, scratch[: len(z)])
             z += column
             z += GOLDEN
-        _mix(z, scratch[: len(z)])
+        mix(z, scratch[: len(z)])
     return made
 
 
-def _mix(z: UInt64s, scratch: UInt64s) -> None:
-    """SplitMix64's finaliser, in place."""
+def mix(z: UInt64s, scratch: UInt64s) -> None:
+    """SplitMix64's finaliser, in place; `scratch` is of the same size."""
     for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         np.right_shift(z, np.uint64(shift), scratch)
         np.bitwise_xor(z, scratch, z)

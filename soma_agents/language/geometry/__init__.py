@@ -1,0 +1,1 @@
+"""Vectors for tokens and texts, with no pretrained model."""
