@@ -84,7 +84,20 @@ def test_a_name_that_can_be_said_is_no_problem(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "soma", "default", "personal", "soma-v3", "Poet", "2nd", "a b", "z" * 41, "poet\n"]
+    "name",
+    [
+        "",
+        "soma",
+        "default",
+        "personal",
+        "soma-v3",
+        "soma-embed",
+        "Poet",
+        "2nd",
+        "a b",
+        "z" * 41,
+        "poet\n",
+    ],
 )
 def test_a_name_that_is_somas_own_or_no_name_is_a_problem(name):
     assert name_problem(name) is not None
