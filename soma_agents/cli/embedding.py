@@ -1,6 +1,5 @@
 """`soma embed train`, `soma embed query`: vectors for words and texts, with no pretrained model."""
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -11,9 +10,6 @@ import typer
 
 from arbiters.errors import InvalidError
 from soma_agents.cli.options import Json, print_json, print_table
-
-MARKS = re.compile(r"<\|im_start\|>\w*\n|<\|im_end\|>")
-"""Of who speaks in a conversation: no words of it."""
 
 commands = typer.Typer(help="Vectors for words and texts.", no_args_is_help=True)
 
@@ -103,11 +99,13 @@ def query(
 def _texts(corpus: Path) -> Iterator[str]:
     from soma_agents.pretraining.readers import files_of, read
 
-    files = files_of(corpus)
-    for found in read(files):
-        if not isinstance(found.document, str):
+    for found in read(files_of(corpus)):
+        if isinstance(found.document, str):
+            yield found.document
+        elif isinstance(found.document, tuple):
+            yield "\n".join(turn.content for turn in found.document)
+        else:
             raise InvalidError(f"{str(corpus)!r} holds token ids (.bin): embeddings need text")
-        yield MARKS.sub("\n", found.document)
 
 
 def _told(path: Path, embedder: Any) -> dict[str, Any]:

@@ -56,7 +56,7 @@ async def test_a_model_of_ones_own_answers_by_its_name_beside_the_first(soma, sm
     assert len(answer.json()["choices"][0]["logprobs"]["content"]) <= 5
     assert first.json()["model"] == "soma-v0"
     assert len(soma.engine.requests) == 1  # the first model was asked once
-    assert await names(soma) == ["soma", "soma-v0", "poet"]
+    assert await names(soma) == ["soma", "soma-v0", "poet", "soma-embed"]
     given = (await soma.events("ReplyGiven"))[0].payload
     assert (given["specialist"], given["model"]) == ("poet", added.json()["model"])
 
@@ -119,7 +119,7 @@ async def test_its_file_says_how_it_is_used(soma, small_sou):
 
     answer = await soma.chat("Hello", model="poet")
     assert answer.status_code == 403
-    assert await names(soma) == ["soma", "soma-v0"]
+    assert await names(soma) == ["soma", "soma-v0", "soma-embed"]
     assert soma.services.gateway.card("poet").system == "You answer in rhymes."
 
 
