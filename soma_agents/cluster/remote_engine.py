@@ -5,8 +5,8 @@ For clusters, where gateway and engines run on different machines. Costs a hop a
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,10 +106,11 @@ class RemoteEngine:
         """See `Engine.generate`; what a replica leaves undone by its death another finishes."""
         from soma_agents.cluster.takeover import taken_over
 
-        async for item in taken_over(self._stream, request):
-            yield item
+        async with aclosing(taken_over(self._stream, request)) as items:
+            async for item in items:
+                yield item
 
-    async def _stream(self, request: "GenerationRequest") -> "AsyncIterator[Piece | Finished]":
+    async def _stream(self, request: "GenerationRequest") -> "AsyncGenerator[Piece | Finished]":
         handle: Any = self._handle.options(stream=True)
         # From no context: whether a reply goes on when its client leaves is the gateway's to say.
         answer: Any = contextvars.Context().run(handle.generate.remote, request, self._directories)

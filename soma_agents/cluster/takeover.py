@@ -5,12 +5,12 @@ the whole reply anew, and what was given already is left out.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from arbiters.errors import UnavailableError
 from soma_agents.language.requests import Finished, GenerationRequest, Piece
-from soma_agents.language.sampling import TokenLogprob
 
 TAKEOVERS = 3
 """Deaths that one reply may outlive."""
@@ -22,13 +22,13 @@ class EngineLostError(UnavailableError):
 
 
 async def taken_over(
-    stream: Callable[[GenerationRequest], AsyncIterator[Piece | Finished]],
+    stream: Callable[[GenerationRequest], AsyncGenerator[Piece | Finished]],
     request: GenerationRequest,
-) -> AsyncIterator[Piece | Finished]:
+) -> AsyncGenerator[Piece | Finished]:
     """What `stream` yields, across its deaths.
 
     Raises:
-        EngineLostError: it died once too often, or its successor says something else.
+        UnavailableError: it died once too often, or its successor says something else.
     """
     if request.sampling.seed is None:
         seeded = replace(request.sampling, seed=secrets.randbits(_SEED_BITS))
@@ -36,8 +36,9 @@ async def taken_over(
     given = _Given()
     for deaths in range(TAKEOVERS + 1):
         try:
-            async for item in given.beyond(stream(request)):
-                yield item
+            async with aclosing(stream(request)) as items:
+                async for item in given.beyond(items):
+                    yield item
         except EngineLostError:
             if deaths == TAKEOVERS:
                 raise
@@ -56,21 +57,18 @@ class _Given:
         self, again: AsyncIterator[Piece | Finished]
     ) -> AsyncIterator[Piece | Finished]:
         """A reply from its beginning, without what was given."""
-        ids, logprobs, text = list[int](), list[TokenLogprob](), ""
+        place = shown = 0
         async for item in again:
             if isinstance(item, Finished):
                 yield item
                 continue
-            ids += item.token_ids
-            logprobs += item.logprobs
-            text += item.text
-            had, said = len(self.token_ids), len(self.text)
-            if ids[:had] != self.token_ids[: len(ids)] or not text.startswith(
-                self.text[: len(text)]
-            ):
-                raise EngineLostError(
-                    "the engine is gone and another says something else; ask again"
-                )
-            if len(ids) > had or len(text) > said:
-                self.token_ids, self.text = [*self.token_ids, *ids[had:]], self.text + text[said:]
-                yield Piece(text[said:], tuple(ids[had:]), tuple(logprobs[had:]))
+            ids, text = list(item.token_ids), item.text
+            had, said = self.token_ids[place : place + len(ids)], self.text[shown:][: len(text)]
+            if ids[: len(had)] != had or not text.startswith(said):
+                raise UnavailableError("the engine is gone, another says something else; ask again")
+            place, shown = place + len(ids), shown + len(text)
+            fresh, words = ids[len(had) :], text[len(said) :]
+            if fresh or words:
+                self.token_ids += fresh
+                self.text += words
+                yield Piece(words, tuple(fresh), item.logprobs[len(had) :])
