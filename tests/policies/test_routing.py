@@ -78,7 +78,7 @@ def test_a_specialist_asked_for_by_name_answers_even_during_a_canary():
     assert "poet, soma" in route(replace(facts, requested="cook")).because
 
 
-@pytest.mark.parametrize("name", ["poet", "a", "night-cook-2", "soma-poet", "z" * 40])
+@pytest.mark.parametrize("name", ["poet", "a", "night-cook-2", "somatic", "z" * 40])
 def test_a_name_that_can_be_said_is_no_problem(name):
     assert name_problem(name) is None
 
@@ -92,6 +92,7 @@ def test_a_name_that_can_be_said_is_no_problem(name):
         "personal",
         "soma-v3",
         "soma-embed",
+        "soma-poet",
         "Poet",
         "2nd",
         "a b",
