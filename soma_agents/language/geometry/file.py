@@ -180,5 +180,5 @@ def _seal(facts: dict[str, str], tensors: Tensors) -> str:
         digest.update(f"{name}={value}\n".encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(tensor))
+        digest.update(tensor.tobytes())
     return digest.hexdigest()

@@ -1,9 +1,10 @@
 """Hash embeddings: words and their character n-grams as signed buckets, the same in every process.
 
-Feature hashing (Weinberger et al. 2009, arXiv 0902.2206) of each word and of its n-grams of `GRAMS`
-characters, the word's ends marked (Bojanowski et al. 2016, arXiv 1607.04606). The hash of the characters
-c_0 … c_(n-1) is mix(n·G + Σ c_k·P^k) modulo 2^64, G and mix as in `symbols.records`: a sum of prefixes, so
-that every n-gram of every word costs one subtraction and one product.
+Feature hashing (Weinberger et al. 2009, arXiv 0902.2206) of each word, into several buckets, and of its
+n-grams of `GRAMS` characters, the word's ends marked (Bojanowski et al. 2016, arXiv 1607.04606). The hash
+of the characters c_0 … c_(n-1) is mix(s·G + Σ c_k·P^k) modulo 2^64, s = n (of whole words: `WHOLE`), G and mix
+as in `symbols.records`: a difference of prefix sums, so that every n-gram of every word costs one
+subtraction and one product.
 """
 
 import numpy as np
@@ -17,6 +18,8 @@ from soma_agents.language.symbols.uids import MASK, UInt64s
 GRAMS = (3, 4, 5)
 GRAM_SHARE = 0.35
 """Of a word's squared length, what its n-grams have together."""
+WHOLE = (0, 64, 65, 66)
+"""Salts of the buckets that a whole word falls into: in several, no two words are taken for one."""
 BASE = 0x9E6C63D0876A9A47
 """P: odd, so that it has an inverse modulo 2^64."""
 OPEN, CLOSE = ord("<"), ord(">")
@@ -45,7 +48,11 @@ class Grams:
         self._prefix = np.zeros(len(marked) + 1, np.uint64)
         np.cumsum(marked * _powers(BASE, len(marked)), out=self._prefix[1:])
         self._inverse = _powers(pow(BASE, -1, 1 << 64), len(marked))
-        self.words = self._hash(self._starts[:-1], self._starts[1:], 0)
+        self.words = self.whole(0)
+
+    def whole(self, salt: int) -> UInt64s:
+        """(V,) a hash of each word."""
+        return self._hash(self._starts[:-1], self._starts[1:], salt)
 
     def of_size(self, n: int) -> tuple[npt.NDArray[np.int64], UInt64s]:
         """(V,) how many n-grams of this size each word has, and their hashes, word after word."""
@@ -74,8 +81,10 @@ def hash_vectors(bag: Bag, grams: Grams, weights: Floats, texts: int, dim: int) 
     """
     strength = np.sqrt(bag.times) * weights[bag.word]
     sizes = [grams.of_size(n) for n in GRAMS]
-    whole = np.sqrt(1 - GRAM_SHARE)
-    made = _buckets(bag.text, grams.words[bag.word], strength * whole, texts, dim)
+    whole = strength * np.sqrt((1 - GRAM_SHARE) / len(WHOLE))
+    made = np.zeros((texts, dim))
+    for salt in WHOLE:
+        made += _buckets(bag.text, grams.whole(salt)[bag.word], whole, texts, dim)
     each = np.sqrt(GRAM_SHARE / np.maximum(sum(counts for counts, _ in sizes), 1))
     for counts, hashes in sizes:
         repeats = counts[bag.word]
