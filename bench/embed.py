@@ -28,6 +28,7 @@ from soma_agents.runtime.importers import chatterbot_dialogues
 
 TARGET = 1.0
 TARGET_SECONDS = 120.0
+"""Of one core, whatever else it does meanwhile."""
 K = 10
 MOST = 1000
 """Pairs of each kind."""
@@ -174,9 +175,9 @@ def rate(embed: Embed, texts: Sequence[str]) -> float:
 def measure() -> dict[str, object]:
     """One core: train, then seek."""
     torch.set_num_threads(1)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     hybrid = train(training_texts(), Plan())
-    seconds = time.perf_counter() - started
+    elapsed, seconds = time.perf_counter() - started, time.process_time() - worked
     found: dict[str, dict[str, float]] = {}
     todo = tasks()
     for task, pairs in todo.items():
@@ -196,8 +197,9 @@ def measure() -> dict[str, object]:
         "texts_per_s": round(rate(hybrid.embed, texts)),
         "words": len(hybrid.lexicon),
         "dim": hybrid.dim,
-        "train_s": round(seconds, 1),
-        "train_s_target": TARGET_SECONDS,
+        "train_core_s": round(seconds, 1),
+        "train_core_s_target": TARGET_SECONDS,
+        "train_elapsed_s": round(elapsed, 1),
         "neighbours": neighbours(hybrid),
         "text": "corpus" if CORPUS.exists() else "chatterbot-corpus",
     }
