@@ -10,7 +10,7 @@ PERSONAL = "personal"
 ALIASES = frozenset({"", "soma", "default"})
 """Names that ask for whatever is in service."""
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
-_OWN = re.compile(r"soma-(v\d+|embed)")
+_OWN = re.compile(r"soma(-.*)?")
 
 
 @dataclass(frozen=True, slots=True)
