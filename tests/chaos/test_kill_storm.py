@@ -13,5 +13,6 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_done_twice_in_a_storm_of_ki
     assert (tally.findings.lost, tally.findings.duplicated, tally.findings.broken) == ([], [], [])
     assert tally.findings.acknowledged > 400
     assert tally.orphans == 0
-    assert 0 < tally.stopped == tally.refused
+    # One that had not come so far when it was killed was neither let in nor refused.
+    assert 0 < tally.refused <= tally.stopped
     assert tally.stale_accepted == 0
