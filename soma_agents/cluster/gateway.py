@@ -13,6 +13,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from soma_agents.cluster import lean
 from soma_agents.cluster.arbiters import RayDirectory, RayOwners
 from soma_agents.cluster.bus import RayEventLog
 from soma_agents.cluster.names import APPLICATION
@@ -42,6 +43,7 @@ class GatewayReplica:
         from soma_agents.runtime.engine import speak, started_engine
 
         prepare("gateway")
+        lean.permit("pyarrow")
         self._settings = Settings.model_validate_json(settings)
         self._engine: Any
         if engine is None:

@@ -2,7 +2,8 @@
 
 `ray.serve` imports pandas if it is there, and every Ray worker pyarrow: two seconds and up to
 150 MB a process, a dozen times on a machine of two cores. Nothing of Serve or of the arbiters
-uses them but the exporter, which writes Parquet and lets pyarrow in again.
+uses them but the exporter, which writes Parquet, and the gateway once somebody wants vectors of
+texts: they let pyarrow in again.
 """
 
 import importlib
@@ -17,8 +18,13 @@ def forgo() -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
-def admit(name: str) -> None:
-    """Let a module in again."""
+def permit(name: str) -> None:
+    """Let a module in again for whoever imports it."""
     if sys.modules.get(name, ...) is None:
         del sys.modules[name]
-        importlib.import_module(name)
+
+
+def admit(name: str) -> None:
+    """Let a module in again, now."""
+    permit(name)
+    importlib.import_module(name)
