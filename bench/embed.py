@@ -33,7 +33,7 @@ K = 10
 MOST = 1000
 """Pairs of each kind."""
 EVERY = 24
-"""Of the dialogues; the others stay for choosing weights."""
+"""Of the dialogues; weights that were chosen with these in view are confirmed on the others."""
 LONG_PARAGRAPH, SHORT_QUESTION, SHORT_ANSWER = 40, 3, 12
 """Words."""
 LOOKED_UP = ("king", "river", "database", "music", "three", "sad")
