@@ -23,8 +23,10 @@ from arbiters.records import DeadLetter
 
 MAX_ATTEMPTS = 5
 POLL_SECONDS = 5.0
-REST_SECONDS = 0.01
-"""Between two batches: each costs calls and a transaction, however few events it has."""
+REST_SECONDS, LONGEST_REST_SECONDS = 50e-6, 0.05
+"""After a batch, for each of its events: the more come, the more are better taken together."""
+SHORTEST_REST_SECONDS = 0.002
+"""Each batch costs a call and a transaction, however few events it has."""
 RETRY_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)
 NOT_NOW = (StorageFullError, UnavailableError, BusyError)
 """Failures of the log or the disk that pass."""
@@ -70,8 +72,9 @@ class Host:
         await self._load()
         while True:
             try:
-                if await self.step(wait=POLL_SECONDS):
-                    await asyncio.sleep(REST_SECONDS)
+                heard = await self.step(wait=POLL_SECONDS)
+                if 0 < heard < self.arbiter.batch:
+                    await asyncio.sleep(_rest(heard))
             except NOT_NOW as error:
                 await _wait_out(error)
 
@@ -81,8 +84,8 @@ class Host:
         while await self.step(wait=0):
             pass
 
-    async def step(self, *, wait: float) -> bool:
-        """Pull and handle one batch; whether there was something."""
+    async def step(self, *, wait: float) -> int:
+        """Pull and handle one batch; how many events it had."""
         await self._agree()
         await self._flush()
         batch = await self._log.read(
@@ -91,7 +94,7 @@ class Host:
         if batch.envelopes:
             await self._finish(self._handle(batch.envelopes))
         await self._at(batch.end)
-        return bool(batch.envelopes)
+        return len(batch.envelopes)
 
     async def _load(self) -> None:
         self._cursor = await self._ledger.cursor()
@@ -351,6 +354,10 @@ class Host:
                 f"event {event} failed again in {self.arbiter.name}: {error}"
             ) from failure
         await self._flush()
+
+
+def _rest(heard: int) -> float:
+    return min(max(heard * REST_SECONDS, SHORTEST_REST_SECONDS), LONGEST_REST_SECONDS)
 
 
 async def _wait_out(error: SomaError) -> None:

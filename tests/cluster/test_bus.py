@@ -51,7 +51,9 @@ def bus(ray_cluster):
 async def log(bus, tmp_path):
     name, handle = bus
     await handle.reopen.remote(tmp_path / "events.db")
-    return RayEventLog(name=name)
+    log = RayEventLog(name=name)
+    yield log
+    await log.close()
 
 
 def test_a_batch_survives_the_wire_with_every_number_and_letter():
