@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+from arbiters.envelope import Envelope
 from arbiters.events import (
     ArbiterFailed,
     CanaryStarted,
@@ -10,7 +11,6 @@ from arbiters.events import (
     ConversationImported,
     DatasetExported,
     DatasetRefused,
-    Envelope,
     EvaluationFinished,
     Event,
     MessageReceived,

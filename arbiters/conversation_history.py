@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, Literal
 
+from arbiters.envelope import Envelope
 from arbiters.errors import NotFoundError
 from arbiters.events import (
     ChatMessage,
     ConversationDeleted,
     ConversationImported,
-    Envelope,
     FeedbackGiven,
     MessageReceived,
     ReplyGiven,

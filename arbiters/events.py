@@ -1,15 +1,14 @@
 """Everything that happens in SOMA, in the order of a message's and then of a model's life.
 
-An event is a frozen value in the past tense. On the bus it travels in an `Envelope`, which says
-what it is, when and for whom it happened, who said it and which event caused it.
+An event is a frozen value in the past tense. On the bus it travels in an `Envelope`
+(arbiters/envelope.py), which says what it is, when and for whom it happened, who said it and which
+event caused it.
 """
 
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from arbiters.errors import InvalidError
 
 Role = Literal["system", "user", "assistant"]
 Trust = Literal["owner", "imported", "self", "external"]
@@ -19,7 +18,7 @@ Trust = Literal["owner", "imported", "self", "external"]
 class Event(BaseModel):
     """Base of all events: frozen, strict about unknown fields, versioned."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
     version: ClassVar[int] = 1
 
     @property
@@ -31,7 +30,7 @@ class Event(BaseModel):
 class Value(BaseModel):
     """Base of the values that events carry."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 # --- the life of a message -----------------------------------------------------------------
@@ -438,51 +437,8 @@ class ArbiterFailed(Event):
     error: str
 
 
-# --- on the bus ----------------------------------------------------------------------------
-
-
-class Envelope(BaseModel):
-    """An event with its circumstances. `offset` is its place in the log, 0 before it is there."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    type: str
-    version: int = 1
-    at: datetime
-    tenant: str = "local"
-    user: str = "owner"
-    key: str
-    """Order is kept among events of the same key (a conversation, a round, a user)."""
-    producer: str
-    cause: str | None = None
-    correlation: str
-    idempotency: str
-    payload: dict[str, Any]
-    offset: int = 0
-
-
 def _types(base: type[Event]) -> dict[str, type[Event]]:
     return {cls.__name__: cls for cls in base.__subclasses__()}
 
 
 EVENT_TYPES: dict[str, type[Event]] = _types(Event)
-
-
-def decode(envelope: Envelope) -> Event:
-    """The event inside an envelope.
-
-    Raises:
-        InvalidError: the type is unknown, or its version is newer than this program's.
-    """
-    cls = EVENT_TYPES.get(envelope.type)
-    if cls is None:
-        raise InvalidError(
-            f"event {envelope.id} has unknown type {envelope.type!r}; was it written by a newer SOMA?"
-        )
-    if envelope.version > cls.version:
-        raise InvalidError(
-            f"event {envelope.id} is {envelope.type} version {envelope.version}, "
-            f"this SOMA reads up to {cls.version}; upgrade SOMA"
-        )
-    return cls.model_validate(envelope.payload)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import ClassVar
 
+from arbiters.envelope import Envelope
 from arbiters.events import (
-    Envelope,
     FeedbackGiven,
     MessageReceived,
     PersonalityRestored,

@@ -5,11 +5,11 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
+from arbiters.envelope import Envelope
 from arbiters.events import (
     ComparisonFailed,
     ComparisonFinished,
     ComparisonRequested,
-    Envelope,
     TrainingFailed,
     TrainingFinished,
     TrainingProgressed,

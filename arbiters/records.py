@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from arbiters.events import ChatMessage, Envelope
+from arbiters.envelope import Envelope
+from arbiters.events import ChatMessage
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from arbiters.events import Envelope, FactForgotten, FactStated, MessageReceived
+from arbiters.envelope import Envelope
+from arbiters.events import FactForgotten, FactStated, MessageReceived
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
 from arbiters.ports import ProfileStore
 from arbiters.records import StoredFact

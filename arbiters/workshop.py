@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import ClassVar
 
+from arbiters.envelope import Envelope
 from arbiters.events import (
     ComparisonFailed,
     ComparisonRequested,
-    Envelope,
     Event,
     TrainingFailed,
     TrainingProgressed,

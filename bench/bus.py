@@ -20,7 +20,8 @@ from typing import Any
 
 import ray
 
-from arbiters.events import Envelope, MessageReceived
+from arbiters.envelope import Envelope
+from arbiters.events import MessageReceived
 from arbiters.kernel.arbiter import Arbiter, on, query
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.host import Host

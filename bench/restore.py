@@ -18,12 +18,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from arbiters.envelope import Envelope
 from arbiters.events import (
     ChatMessage,
     ComparisonFinished,
     ComparisonRequested,
     ConversationImported,
-    Envelope,
     Event,
     FactStated,
     FeedbackGiven,

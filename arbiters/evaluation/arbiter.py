@@ -6,6 +6,7 @@ from datetime import datetime
 from math import isfinite
 from typing import Any, ClassVar
 
+from arbiters.envelope import Envelope
 from arbiters.evaluation.specialists import SpecialistRegistrar
 from arbiters.evaluation.verdicts import Gate, experiment_of, metric
 from arbiters.events import (
@@ -15,7 +16,6 @@ from arbiters.events import (
     ComparisonFinished,
     ComparisonRequested,
     DatasetExported,
-    Envelope,
     Event,
     FeedbackGiven,
     ModelPromoted,

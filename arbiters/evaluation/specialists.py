@@ -5,9 +5,9 @@ They hold no pointer and stand under no gate: nobody meets one who did not name 
 
 from typing import ClassVar
 
+from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError, NotFoundError
 from arbiters.events import (
-    Envelope,
     RequestRefused,
     SpecialistOffered,
     SpecialistRegistered,

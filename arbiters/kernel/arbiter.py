@@ -4,9 +4,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import cache
 from inspect import getmembers
-from typing import Any, ClassVar, TypeVar
+from types import AsyncGeneratorType
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
-from arbiters.events import Envelope, Event
+from arbiters.envelope import Envelope
+from arbiters.events import Event
 
 Said = AsyncGenerator[Event]
 """What a handler yields: the events it has to say about the one it heard."""
@@ -57,8 +59,8 @@ class Arbiter:
 
     async def hear(self, event: Event, envelope: Envelope) -> Said:
         """Let the handler of this event's type run; what it says, as it says it."""
-        said = self.handlers()[event.type](self, event, envelope)
-        if isinstance(said, AsyncGenerator):
+        said: Any = self.handlers()[event.type](self, event, envelope)
+        if _speaks(said):
             async with aclosing(said):
                 async for another in said:
                     yield another
@@ -67,8 +69,8 @@ class Arbiter:
 
     async def react(self, event: Event, envelope: Envelope) -> list[Event]:
         """Let the handler of this event's type run; all that it said."""
-        said = self.handlers()[event.type](self, event, envelope)
-        if isinstance(said, AsyncGenerator):
+        said: Any = self.handlers()[envelope.type](self, event, envelope)
+        if _speaks(said):
             async with aclosing(said):
                 return [another async for another in said]
         await said
@@ -79,3 +81,7 @@ class Arbiter:
         return frozenset(
             name for name, member in getmembers(type(self)) if getattr(member, "__query__", False)
         )
+
+
+def _speaks(said: object) -> TypeGuard[Said]:
+    return isinstance(said, AsyncGeneratorType)  # a tenth of what asking the abstract class costs

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from arbiters.events import Envelope, Event
+from arbiters.envelope import Envelope, as_text
+from arbiters.errors import InvalidError
+from arbiters.events import Event
 from arbiters.ports import Clock, EventLog, Ids
 
 
@@ -12,6 +14,15 @@ def _key(event: Event, user: str) -> str:
         if isinstance(value, str):
             return value
     return user
+
+
+def _body(event: Event) -> str:
+    try:
+        return event.model_dump_json()
+    except ValueError as error:
+        raise InvalidError(
+            f"{event.type} cannot be said: {error}; it may hold what JSON can, in Unicode"
+        ) from error
 
 
 class Publisher:
@@ -32,15 +43,20 @@ class Publisher:
         cause: Envelope | None = None,
         idempotency: str | None = None,
     ) -> Envelope:
-        """The envelope for an event; what is caused inherits tenant, user and correlation."""
+        """The envelope for an event; what is caused inherits tenant, user and correlation.
+
+        Raises:
+            InvalidError: the event holds what is not Unicode.
+        """
         identity = self._ids.new()
         if cause is not None:
             tenant, user = cause.tenant, cause.user
         return Envelope(
+            offset=0,
             id=identity,
             type=event.type,
-            version=type(event).version,
-            at=self._clock.now(),
+            version=event.version,
+            time=as_text(self._clock.now()),
             tenant=tenant,
             user=user,
             key=_key(event, user),
@@ -48,7 +64,7 @@ class Publisher:
             cause=cause.id if cause else None,
             correlation=cause.correlation if cause else identity,
             idempotency=idempotency or identity,
-            payload=event.model_dump(mode="json"),
+            body=_body(event),
         )
 
     async def publish(
@@ -63,7 +79,7 @@ class Publisher:
         """Append one event and return its envelope with its offset, once it is durable."""
         envelope = self.wrap(event, tenant=tenant, user=user, cause=cause, idempotency=idempotency)
         (offset,) = await self._log.append([envelope])
-        return envelope.model_copy(update={"offset": offset})
+        return envelope._replace(offset=offset)
 
     async def publish_all(self, envelopes: Sequence[Envelope]) -> list[int]:
         """Append prepared envelopes as one group."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+from arbiters.envelope import Envelope, decode
 from arbiters.errors import (
     BusyError,
     CorruptError,
@@ -15,7 +16,7 @@ from arbiters.errors import (
     StorageFullError,
     UnavailableError,
 )
-from arbiters.events import ArbiterFailed, Envelope, Event, decode
+from arbiters.events import ArbiterFailed, Event
 from arbiters.kernel.arbiter import Arbiter, Said
 from arbiters.kernel.bus import Publisher
 from arbiters.ports import Clock, EventLog, Ids, Ledger

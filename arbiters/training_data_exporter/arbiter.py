@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from arbiters.events import DatasetExported, DatasetRefused, Envelope, RoundStarted
+from arbiters.envelope import Envelope
+from arbiters.events import DatasetExported, DatasetRefused, RoundStarted
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
 from arbiters.ports import DatasetWriter, EventLog
 from arbiters.records import DatasetRef, Example

@@ -4,17 +4,16 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from arbiters.envelope import Envelope, decode
 from arbiters.events import (
     ChatMessage,
     ConversationDeleted,
     ConversationImported,
-    Envelope,
     FactForgotten,
     FactStated,
     FeedbackGiven,
     MessageReceived,
     ReplyGiven,
-    decode,
 )
 from arbiters.ports import EventLog
 from policies.privacy import trust_of_source

@@ -8,12 +8,12 @@ from pathlib import Path
 from random import Random
 from typing import Literal, NoReturn
 
+from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError
 from arbiters.events import (
     ChatMessage,
     ClockTicked,
     ConversationImported,
-    Envelope,
     Event,
     FeedbackGiven,
     MessageReceived,
@@ -117,7 +117,7 @@ class _Person:
 
     async def say(self, *envelopes: Envelope) -> None:
         """Publish as one group, and tell before and after."""
-        self._tell.send(("say", [envelope.model_dump_json() for envelope in envelopes]))
+        self._tell.send(("say", [envelope.dump() for envelope in envelopes]))
         await self._publisher.publish_all(envelopes)
         self._tell.send(("heard", [envelope.idempotency for envelope in envelopes]))
 
@@ -130,8 +130,8 @@ class _Person:
     async def repeat(self, again: Sequence[str]) -> None:
         """Say again what an earlier life may have heard: a new envelope under the old key."""
         for text in again:
-            envelope = Envelope.model_validate_json(text)
-            await self.say(envelope.model_copy(update={"id": self._runtime.ids.new()}))
+            envelope = Envelope.load(text)
+            await self.say(envelope._replace(id=self._runtime.ids.new()))
 
     async def bring(self, dialogues: Sequence[ConversationImported]) -> None:
         """Import them, as every life does."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from arbiters.envelope import Envelope
 from arbiters.errors import SomaError
-from arbiters.events import Envelope
 from bench.kills.life import settings_of
 from bench.kills.replay import differences, settle
 from soma_agents.settings import Settings
@@ -161,7 +161,7 @@ def _compare_with(account: Account, events: Sequence[Envelope], findings: Findin
     for key, there in found.items():
         if len(there) > 1:
             findings.duplicated.append(key)
-        said = Envelope.model_validate_json(account.said[key]) if key in account.said else None
+        said = Envelope.load(account.said[key]) if key in account.said else None
         if said is not None and said.payload != there[0].payload:
             findings.broken.append(f"{key} is not what was said")
 

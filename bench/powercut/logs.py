@@ -5,7 +5,8 @@ import gzip
 from pathlib import Path
 from typing import ClassVar
 
-from arbiters.events import ConversationDeleted, Envelope, Event, FactForgotten
+from arbiters.envelope import Envelope
+from arbiters.events import ConversationDeleted, Event, FactForgotten
 from arbiters.kernel.arbiter import Arbiter, Said, on
 from arbiters.kernel.host import Host
 from arbiters.testing import FakeClock, SequentialIds, enveloped

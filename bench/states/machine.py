@@ -13,8 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from arbiters.envelope import Envelope
 from arbiters.errors import InvalidError, SomaError
-from arbiters.events import ConversationDeleted, Envelope
+from arbiters.events import ConversationDeleted
 from arbiters.kernel import host as kernel
 from arbiters.kernel.bus import Publisher
 from arbiters.testing import FakeClock, SequentialIds
@@ -63,7 +64,7 @@ class Bus(RuleBasedStateMachine):
         """An envelope that nobody has seen."""
         publisher = Publisher(log=self.log, clock=self.clock, ids=self.ids, producer="test")
         envelope = publisher.wrap(ConversationDeleted(conversation=key))
-        return envelope.model_copy(update=changes)
+        return envelope._replace(**changes)
 
     @rule(some=st.lists(keys, min_size=1, max_size=5))
     def publish(self, some: list[str]) -> None:

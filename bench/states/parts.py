@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from arbiters.events import ConversationDeleted, Envelope, FactForgotten
+from arbiters.envelope import Envelope
+from arbiters.events import ConversationDeleted, FactForgotten
 from arbiters.kernel.arbiter import Arbiter, Said, on
 from arbiters.kernel.host import Host
 from arbiters.ports import Clock, EventLog, Ids

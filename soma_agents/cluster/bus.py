@@ -16,14 +16,15 @@ from typing import Any
 import structlog
 from pydantic_core import from_json, to_json
 
+from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError, InvalidError, UnavailableError
-from arbiters.events import Envelope
 from arbiters.records import Batch
 from soma_agents.cluster.calls import NamedActor
+from soma_agents.cluster.head import session_root
 from soma_agents.cluster.line import Exchange, Line
 from soma_agents.cluster.names import BUS
 from soma_agents.settings import Settings
-from soma_agents.storage.chain import cannot_store, envelope_of, row_of
+from soma_agents.storage.chain import cannot_store
 from soma_agents.storage.database import Row
 from soma_agents.storage.engines import open_log
 
@@ -41,13 +42,13 @@ log = structlog.get_logger(__name__)
 
 
 def encode(envelopes: Sequence[Envelope]) -> bytes:
-    """A batch for the wire. Pickled models would take several times as long."""
-    return to_json([row_of(envelope) for envelope in envelopes])
+    """A batch for the wire."""
+    return to_json([tuple(envelope) for envelope in envelopes])  # as they are takes twice as long
 
 
 def decode(batch: bytes) -> list[Envelope]:
     """A batch from the wire."""
-    return [envelope_of(row) for row in from_json(batch)]
+    return [Envelope._make(row) for row in from_json(batch)]
 
 
 class Bus:
@@ -59,7 +60,7 @@ class Bus:
         known = Settings.model_validate_json(settings)
         self._log = await opened(lambda: open_log(known))
         self._written: dict[int, bytes] = {}
-        self._door = known.home / "bus.sock"
+        self._door = session_root(known) / "bus.sock"
         self._exchange = Exchange({"append": self.append, "read": self.read})
         await self._open_door()
 
@@ -150,7 +151,7 @@ class RayEventLog:
         if not envelopes:
             return []
         request = _Append(
-            [row_of(envelope) for envelope in envelopes],
+            [tuple(envelope) for envelope in envelopes],
             asyncio.get_running_loop().create_future(),
         )
         self._waiting.append(request)
@@ -191,7 +192,7 @@ class RayEventLog:
     ) -> Batch:
         request = to_json([after, limit, types, wait])
         end, *rows = from_json(await self._ask("read", request, allow=wait))
-        return Batch(envelopes=[envelope_of(row) for row in rows], end=end)
+        return Batch(envelopes=[Envelope._make(row) for row in rows], end=end)
 
     async def _ask(self, method: str, body: bytes, *, allow: float = 0.0) -> bytes:
         """Over the line, unless there is none or it breaks: Ray's calls outlast a restart."""
@@ -199,12 +200,12 @@ class RayEventLog:
             async with asyncio.timeout(self._patience + allow):
                 if (line := await self._open_line()) is not None:
                     return await line.call(method, body)
-        except OSError:
-            pass  # it just died
         except TimeoutError:
             raise UnavailableError(
                 f"the bus did not answer {method!r} in {self._patience:g} s; see `soma status`"
             ) from None
+        except OSError:
+            pass  # it just died
         return await self._bus.call(method, body, again=True, allow=allow)
 
     async def _open_line(self) -> Line | None:

@@ -6,10 +6,8 @@ or that of the error of ours which the method raised, and then the body is what 
 """
 
 import asyncio
-import os
 import struct
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,6 @@ Method = Callable[[bytes], Awaitable[bytes]]
 
 _FRAME = struct.Struct(">IIB")
 _BEFORE_LENGTH_COUNTS = 4
-_LONGEST_ADDRESS = 100
-"""Bytes of a socket's path that every system takes: https://man7.org/linux/man-pages/man7/unix.7.html"""
 
 log = structlog.get_logger(__name__)
 
@@ -85,8 +81,7 @@ class Line(_End):
     @classmethod
     async def open(cls, path: Path) -> "Line":
         """Connect to whoever listens there; raises OSError when nobody does."""
-        with _address(path) as address:
-            _, line = await asyncio.get_running_loop().create_unix_connection(cls, address)
+        _, line = await asyncio.get_running_loop().create_unix_connection(cls, str(path))
         return line
 
     async def call(self, method: str, body: bytes) -> bytes:
@@ -138,10 +133,8 @@ class Exchange:
 
     async def open(self, path: Path) -> None:
         """Listen at a path in a directory of the owner's own; raises OSError where that cannot be."""
-        with _address(path) as address:
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(self._answering, address)
-        path.chmod(0o600)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(self._answering, str(path))
 
     def close(self) -> None:
         """Hang up on everybody and listen no more."""
@@ -199,16 +192,3 @@ def _error(name: str, body: bytes) -> SomaError:
     if kind is BusyError:
         return BusyError(message, retry_after=retry_after)
     return kind(message)
-
-
-@contextmanager
-def _address(path: Path) -> Generator[str]:
-    """A path short enough for a socket, while it is bound or connected to."""
-    if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import structlog
 
+from arbiters.envelope import Envelope
 from arbiters.errors import SomaError, UnavailableError
-from arbiters.events import Envelope
 from arbiters.ports import EventLog
 
 log = structlog.get_logger(__name__)

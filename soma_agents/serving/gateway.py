@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from arbiters.envelope import Envelope
 from arbiters.errors import ForbiddenError, NotFoundError, UnavailableError
-from arbiters.events import ChatMessage, Envelope, MessageReceived
+from arbiters.events import ChatMessage, MessageReceived
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
 from arbiters.ports import EventLog, Ids

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import structlog
 
+from arbiters.envelope import Envelope
 from arbiters.errors import SomaError
-from arbiters.events import Envelope
 from arbiters.kernel.directory import Directory
 from arbiters.ports import EventLog
 from soma_agents.serving.follower import Follower

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import structlog
 
+from arbiters.envelope import Envelope
 from arbiters.errors import CorruptError, InvalidError, NotFoundError, SomaError, UnavailableError
 from arbiters.evaluation.arbiter import Serving
-from arbiters.events import Envelope, RollbackRequested
+from arbiters.events import RollbackRequested
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
 from arbiters.ports import EventLog

@@ -8,7 +8,8 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from arbiters.events import ChatMessage, Envelope, MessageReceived, ReplyGiven, decode
+from arbiters.envelope import Envelope, decode
+from arbiters.events import ChatMessage, MessageReceived, ReplyGiven
 from arbiters.ports import EventLog
 
 KEPT = 10_000

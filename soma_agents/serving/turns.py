@@ -8,8 +8,9 @@ from typing import Literal
 
 import structlog
 
+from arbiters.envelope import Envelope
 from arbiters.errors import SomaError
-from arbiters.events import Envelope, ReplyGiven, Timings
+from arbiters.events import ReplyGiven, Timings
 from arbiters.kernel.bus import Publisher
 from arbiters.records import ModelVersion
 from soma_agents.language.requests import Finished, Piece

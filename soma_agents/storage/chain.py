@@ -7,40 +7,24 @@ short message could be found again by guessing.
 
 import os
 from collections.abc import Sequence
-from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from arbiters.errors import InvalidError
-from arbiters.events import Envelope
-from soma_agents.storage.database import Row, as_text
+from soma_agents.storage.database import Row
 
-FIELDS: tuple[str, ...] = (
-    "offset",
-    "id",
-    "type",
-    "version",
-    "at",
-    "tenant",
-    "user",
-    "key",
-    "producer",
-    "cause",
-    "correlation",
-    "idempotency",
-)
 # Quoted: `offset` and `user` are words of SQL's own.
-_HEADER = ", ".join(f'"{name}"' for name in FIELDS)
-ENVELOPE_COLUMNS = f"{_HEADER}, payload"
-"""What `envelope_of` reads."""
+ENVELOPE_COLUMNS = (
+    '"offset", id, type, version, at, tenant, "user", key, producer, cause, correlation,'
+    " idempotency, payload"
+)
+"""The fields of an `Envelope`, in their order."""
 ALL_COLUMNS = f"{ENVELOPE_COLUMNS}, salt, payload_hash, hash"
 """What `holds` checks, in the order of a row."""
 
 _SALT_BYTES = 16
-_FIELDS_SET = frozenset(Envelope.model_fields)
-_new, _put, _time = Envelope.__new__, object.__setattr__, datetime.fromisoformat
 
 
 class Entry(NamedTuple):
@@ -54,7 +38,7 @@ class Entry(NamedTuple):
 
     @classmethod
     def of(cls, row: Row) -> "Entry":
-        """The entry of a row of `ENVELOPE_COLUMNS`, whatever its offset, with a salt of its own.
+        """The entry of an envelope or its row, whatever its offset, with a salt of its own.
 
         Raises:
             InvalidError: a text is not Unicode.
@@ -110,74 +94,11 @@ def matches(payload: str | None, salt: bytes | None, payload_hash: bytes) -> boo
     return payload is None or _payload_hash(salt or b"", payload) == payload_hash
 
 
-def row_of(envelope: Envelope) -> Row:
-    """An envelope as `ENVELOPE_COLUMNS`.
-
-    Raises:
-        InvalidError: the payload is not JSON.
-    """
-    try:
-        payload = to_json(envelope.payload).decode()
-    except ValueError as error:
-        raise cannot_store((0, envelope.id, envelope.type), error) from error
-    return (
-        envelope.offset,
-        envelope.id,
-        envelope.type,
-        envelope.version,
-        as_text(envelope.at),
-        envelope.tenant,
-        envelope.user,
-        envelope.key,
-        envelope.producer,
-        envelope.cause,
-        envelope.correlation,
-        envelope.idempotency,
-        payload,
-    )
-
-
 def cannot_store(row: Row, error: Exception) -> InvalidError:
     """Why an envelope cannot be stored."""
     return InvalidError(
         f"{row[2]} {row[1]!r} cannot be stored: {error}; it may hold what JSON can, in Unicode"
     )
-
-
-def envelope_of(row: Row) -> Envelope:
-    """An envelope from `ENVELOPE_COLUMNS`, which were validated when they were written.
-
-    Every event goes through here once for each arbiter. This is `Envelope.model_construct` for
-    all fields at once, ten times as fast.
-    """
-    (
-        offset, id_, type_, version, at, tenant, user, key, producer, cause, correlation,
-        idempotency, payload,
-    ) = row  # fmt: skip
-    envelope = _new(Envelope)
-    _put(
-        envelope,
-        "__dict__",
-        {
-            "id": id_,
-            "type": type_,
-            "version": version,
-            "at": _time(at),
-            "tenant": tenant,
-            "user": user,
-            "key": key,
-            "producer": producer,
-            "cause": cause,
-            "correlation": correlation,
-            "idempotency": idempotency,
-            "payload": {} if payload is None else from_json(payload),
-            "offset": offset,
-        },
-    )
-    _put(envelope, "__pydantic_fields_set__", _FIELDS_SET)
-    _put(envelope, "__pydantic_extra__", None)
-    _put(envelope, "__pydantic_private__", None)
-    return envelope
 
 
 def _payload_hash(salt: bytes, payload: str) -> bytes:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbiters.envelope import Envelope
 from arbiters.errors import BusyError, CorruptError, InvalidError, UnavailableError
-from arbiters.events import Envelope
 from arbiters.records import Batch
-from soma_agents.storage.chain import Entry, envelope_of, holds, row_of
+from soma_agents.storage.chain import Entry, holds
 from soma_agents.storage.database import Row
 
 _GROUP = 4000
@@ -91,10 +91,10 @@ class ChainedLog(ABC):
 
     async def append(self, envelopes: Sequence[Envelope]) -> list[int]:
         """See `EventLog.append`. Cancelling the caller does not take the envelopes back."""
-        return await self.append_rows([row_of(envelope) for envelope in envelopes])
+        return await self.append_rows(envelopes)
 
     async def append_rows(self, rows: Sequence[Row]) -> list[int]:
-        """`append` for envelopes as `ENVELOPE_COLUMNS`; their offsets do not matter."""
+        """`append` for envelopes as rows of `ENVELOPE_COLUMNS`; their offsets do not matter."""
         if self._closed:
             raise UnavailableError("the event log is closed; start SOMA again")
         if not rows:
@@ -154,7 +154,7 @@ class ChainedLog(ABC):
     ) -> Batch:
         """See `EventLog.read`."""
         rows, end = await self.read_rows(after, limit=limit, types=types, wait=wait)
-        return Batch(envelopes=[envelope_of(row) for row in rows], end=end)
+        return Batch(envelopes=[Envelope._make(row) for row in rows], end=end)
 
     async def read_rows(
         self, after: int, *, limit: int, types: frozenset[str] | None, wait: float

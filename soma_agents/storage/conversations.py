@@ -3,8 +3,9 @@
 import re
 from datetime import datetime
 
+from arbiters.envelope import as_text
 from arbiters.records import ConversationSummary, StoredFeedback, StoredMessage
-from soma_agents.storage.database import Database, Row, Schema, as_text
+from soma_agents.storage.database import Database, Row, Schema
 
 TITLE_CHARACTERS = 80
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable, Mapp
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -398,11 +397,6 @@ def copying(source: Path, target: Path) -> Generator[sqlite3.Connection]:
                 ) from error
         sync_file(target)
         sync_directory(target.parent)
-
-
-def as_text(at: datetime) -> str:
-    """A time as it is stored: UTC in one width, so that the text sorts as the time does."""
-    return (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(timespec="microseconds")
 
 
 def _create(path: Path) -> None:

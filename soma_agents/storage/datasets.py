@@ -10,10 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from arbiters.envelope import as_text
 from arbiters.errors import CorruptError, InvalidError
 from arbiters.events import ChatMessage
 from arbiters.records import DatasetRef, Example
-from soma_agents.storage.database import as_text
 from soma_agents.storage.files import (
     MANIFEST,
     make_directory,

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import structlog
 
+from arbiters.envelope import Envelope
 from arbiters.errors import InvalidError, SomaError
-from arbiters.events import Envelope
 from policies.retention import Retention, Segment, segment_due
 from soma_agents.storage.archive import Archive
-from soma_agents.storage.chain import ALL_COLUMNS, Entry, envelope_of, placed
+from soma_agents.storage.chain import ALL_COLUMNS, Entry, placed
 from soma_agents.storage.chained_log import ChainedLog
 from soma_agents.storage.database import Database, Row, Schema
 
@@ -189,12 +189,12 @@ class SqliteEventLog(ChainedLog):
     async def find(self, event: str) -> Envelope | None:
         """See `EventLog.find`."""
         rows = await self._stored("id = ?", (event,))
-        return envelope_of(rows[0][:-3]) if rows else None
+        return Envelope._make(rows[0][:-3]) if rows else None
 
     async def caused_by(self, event: str) -> list[Envelope]:
         """See `EventLog.caused_by`."""
         rows = await self._stored("cause = ? ORDER BY offset", (event,))
-        return [envelope_of(row[:-3]) for row in rows]
+        return [Envelope._make(row[:-3]) for row in rows]
 
     async def _stored(self, where: str, parameters: Sequence[object]) -> list[Row]:
         """`ALL_COLUMNS` of some rows, with content from wherever it is."""

@@ -3,8 +3,9 @@
 import json
 from datetime import datetime
 
+from arbiters.envelope import as_text
 from arbiters.records import ExperimentState
-from soma_agents.storage.database import Database, Row, Schema, as_text
+from soma_agents.storage.database import Database, Row, Schema
 
 _EXPERIMENT = (
     "id, round, champion, candidate, ordinal, rules, phase, started_at, canary, offline, receipt"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 
-from arbiters.events import Envelope
+from arbiters.envelope import Envelope, as_text
 from arbiters.records import DeadLetter
-from soma_agents.storage.database import Database, Row, Schema, as_text
+from soma_agents.storage.database import Database, Row, Schema
 
 
 class SqliteLedger:
@@ -55,13 +55,13 @@ class SqliteLedger:
         if said:
             await self._database.execute_many(
                 "INSERT INTO outbox (id, envelope) VALUES (?, ?)",
-                [(envelope.id, envelope.model_dump_json()) for envelope in said],
+                [(envelope.id, envelope.dump()) for envelope in said],
             )
 
     async def outbox(self) -> list[Envelope]:
         """See `Ledger.outbox`."""
         rows = await self._database.rows("SELECT envelope FROM outbox ORDER BY place")
-        return [Envelope.model_validate_json(text) for (text,) in rows]
+        return [Envelope.load(text) for (text,) in rows]
 
     async def sent(self, envelopes: Sequence[Envelope]) -> None:
         """See `Ledger.sent`."""
@@ -90,7 +90,7 @@ class SqliteLedger:
             "INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?, ?)",
             (
                 letter.envelope.id,
-                letter.envelope.model_dump_json(),
+                letter.envelope.dump(),
                 letter.attempts,
                 letter.error,
                 as_text(letter.at),
@@ -109,13 +109,13 @@ class SqliteLedger:
         rows = await self._database.change(
             "DELETE FROM dead_letters WHERE event = ? RETURNING envelope", (event,)
         )
-        return Envelope.model_validate_json(rows[0][0]) if rows else None
+        return Envelope.load(rows[0][0]) if rows else None
 
 
 def _letter(row: Row) -> DeadLetter:
     envelope, attempts, error, at = row
     return DeadLetter(
-        envelope=Envelope.model_validate_json(envelope),
+        envelope=Envelope.load(envelope),
         attempts=attempts,
         error=error,
         at=datetime.fromisoformat(at),

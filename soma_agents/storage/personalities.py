@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 
+from arbiters.envelope import as_text
 from arbiters.errors import ConflictError
 from arbiters.records import NOTES_KEPT, PersonalityRevision
-from soma_agents.storage.database import Database, Schema, as_text
+from soma_agents.storage.database import Database, Schema
 
 
 class SqlitePersonalityStore:

@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from arbiters.envelope import Envelope
 from arbiters.errors import InvalidError
-from arbiters.events import Envelope
-from soma_agents.storage.chain import ALL_COLUMNS, ENVELOPE_COLUMNS, Entry, envelope_of, placed
+from soma_agents.storage.chain import ALL_COLUMNS, ENVELOPE_COLUMNS, Entry, placed
 from soma_agents.storage.chained_log import ChainedLog
 from soma_agents.storage.database import Row, Schema, refuse_newer
 from soma_agents.storage.postgres import Connection, Server
@@ -159,14 +159,14 @@ class PostgresEventLog(ChainedLog):
         rows = await self._server.rows(
             f"SELECT {ENVELOPE_COLUMNS} FROM events WHERE id = $1", event
         )
-        return envelope_of(rows[0]) if rows else None
+        return Envelope._make(rows[0]) if rows else None
 
     async def caused_by(self, event: str) -> list[Envelope]:
         """See `EventLog.caused_by`."""
         rows = await self._server.rows(
             f'SELECT {ENVELOPE_COLUMNS} FROM events WHERE cause = $1 ORDER BY "offset"', event
         )
-        return [envelope_of(row) for row in rows]
+        return [Envelope._make(row) for row in rows]
 
     async def copy(self, target: Path) -> None:
         """See `ChainedLog.copy`."""

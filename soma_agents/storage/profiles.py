@@ -2,8 +2,9 @@
 
 from datetime import datetime
 
+from arbiters.envelope import as_text
 from arbiters.records import StoredFact
-from soma_agents.storage.database import Database, Row, Schema, as_text
+from soma_agents.storage.database import Database, Row, Schema
 
 _FACT = "id, subject, value, kind, quote, message, at"
 

@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 from datetime import datetime
 
+from arbiters.envelope import as_text
 from arbiters.errors import ConflictError, InvalidError, NotFoundError
 from arbiters.records import ModelVersion, Pointer
-from soma_agents.storage.database import Database, Row, Schema, as_text
+from soma_agents.storage.database import Database, Row, Schema
 
 STAGES = ("candidate", "retired", "rejected", "held")
 """What a version can be besides champion, which follows the pointer alone."""

@@ -2,8 +2,9 @@
 
 from datetime import datetime
 
+from arbiters.envelope import as_text
 from arbiters.records import RoundState
-from soma_agents.storage.database import Database, Row, Schema, as_text
+from soma_agents.storage.database import Database, Row, Schema
 
 _ROUND = "id, step, started_at, upto, progress, verdict, because, finished_at"
 _UPDATE = ", ".join(f"{name} = excluded.{name}" for name in _ROUND.split(", "))

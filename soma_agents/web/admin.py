@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
+from arbiters.envelope import Envelope
 from arbiters.errors import InvalidError, NotFoundError
-from arbiters.events import EVENT_TYPES, Envelope
+from arbiters.events import EVENT_TYPES
 from arbiters.records import DeadLetter
 from soma_agents.runtime.snapshots import SNAPSHOTS, take_snapshot
 from soma_agents.web.dependencies import Inspects, Looks, Parts
@@ -62,7 +63,7 @@ async def _lines(
         wait = FOLLOW_SECONDS if follow else 0
         batch = await services.log.read(after, limit=page, types=types, wait=wait)
         for envelope in batch.envelopes:
-            yield envelope.model_dump_json() + "\n"
+            yield envelope.dump() + "\n"
         if left is not None:
             left -= len(batch.envelopes)
         if not follow and not batch.envelopes:
@@ -82,7 +83,11 @@ async def why(event: str, services: Parts, _: Inspects) -> dict[str, Any]:
         because.insert(0, found)
         above = found
     caused = await _consequences(services, envelope)
-    return {"because": because, "event": envelope, "caused": caused}
+    return {
+        "because": [one.fields() for one in because],
+        "event": envelope.fields(),
+        "caused": [one.fields() for one in caused],
+    }
 
 
 async def _consequences(services: Services, envelope: Envelope) -> list[Envelope]:

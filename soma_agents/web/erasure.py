@@ -2,8 +2,9 @@
 
 import asyncio
 
+from arbiters.envelope import Envelope
 from arbiters.errors import NotFoundError
-from arbiters.events import ConversationDeleted, Envelope, FactForgotten
+from arbiters.events import ConversationDeleted, FactForgotten
 from soma_agents.serving.gateway import Caller
 from soma_agents.web.services import Services
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError, NotFoundError
 from arbiters.events import (
     ChatMessage,
     ConversationImported,
-    Envelope,
     Event,
     PromotionRequested,
     RollbackRequested,

@@ -2,8 +2,9 @@
 
 import asyncio
 
+from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError, UnavailableError
-from arbiters.events import Envelope, Event
+from arbiters.events import Event
 from soma_agents.web.dependencies import Identity
 from soma_agents.web.services import Services
 

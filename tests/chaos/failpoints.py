@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow.parquet  # noqa: F401 — or the first export would take as long as a hang
 import pytest
 
+from arbiters.envelope import Envelope
 from arbiters.errors import StorageFullError
 from arbiters.events import (
     ChatMessage,
     ComparisonFinished,
     ConversationImported,
-    Envelope,
     Observation,
     RoundRequested,
     TrainingFinished,
