@@ -26,7 +26,7 @@ MAX_ATTEMPTS = 5
 POLL_SECONDS = 5.0
 REST_SECONDS, LONGEST_REST_SECONDS = 50e-6, 0.05
 """After a batch, for each of its events: the more come, the more are better taken together."""
-SHORTEST_REST_SECONDS = 0.002
+SHORTEST_REST_SECONDS = 0.005
 """Each batch costs a call and a transaction, however few events it has."""
 RETRY_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)
 NOT_NOW = (StorageFullError, UnavailableError, BusyError)

@@ -3,7 +3,15 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,6 +31,8 @@ from soma_agents.storage.files import make_directory, room_for, sync_directory, 
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+_Work = Callable[[sqlite3.Connection], T]
+"""What the thread of a connection does in one go."""
 
 # Transactions this task is in, over all databases. Each is an object of its own, so that a task
 # which outlives the transaction it was started in does not believe itself to be inside another.
@@ -65,6 +75,8 @@ class Database:
         self._connection = connection
         self._lock = asyncio.Lock()
         self._current: object | None = None
+        self._due: list[_Work[object]] = []
+        """What the next piece of work of the current transaction begins with."""
         self._doomed: SomaError | None = None
 
     # --- opening and closing ---------------------------------------------------------------
@@ -88,7 +100,7 @@ class Database:
         database = cls(await connection, path)
         try:
             for pragma in _PRAGMAS:
-                await database._run(connection.execute_fetchall(pragma))
+                await database._statement(pragma)
             await database._migrate(schemas)
         except BaseException:
             await connection.close()
@@ -108,7 +120,7 @@ class Database:
         await self._connection.close()
 
     async def _migrate(self, schemas: Sequence[Schema]) -> None:
-        await self._run(self._connection.execute_fetchall(_VERSIONS))
+        await self._statement(_VERSIONS)
         found = dict(await self.rows("SELECT component, version FROM soma_schema"))
         refuse_newer(found, schemas, str(self.path))
         for schema in schemas:
@@ -118,7 +130,7 @@ class Database:
     async def _upgrade(self, schema: Schema, version: int) -> None:
         done = f"INSERT OR REPLACE INTO soma_schema VALUES ('{schema.component}', {version + 1})"
         script = f"BEGIN IMMEDIATE; {schema.migrations[version]}; {done}; COMMIT;"
-        await _settled(self._run(self._connection.executescript(script)))
+        await _settled(self._run(lambda connection: connection.executescript(script)))
 
     # --- writing ---------------------------------------------------------------------------
 
@@ -137,11 +149,13 @@ class Database:
             outer = _entered.get()
             self._current = object()
             _entered.set((*outer, self._current))
+            self._due = [_begin]
             try:
-                await _settled(self._statement("BEGIN IMMEDIATE"))
                 yield
-                await _settled(self._statement("COMMIT"))
+                if self._due != [_begin]:
+                    await _settled(self._statement("COMMIT"))
             except BaseException:
+                self._due = []
                 # Does nothing when there is no transaction; statements still queued come first.
                 await _settled(self._connection.rollback())
                 raise
@@ -167,17 +181,24 @@ class Database:
         """Run one statement and return the number of rows it changed."""
         async with self._turn():
             self._check_writable()
-            cursor = await self._run(self._connection.execute(sql, parameters))
-            return cursor.rowcount
+            return await self._run(lambda connection: connection.execute(sql, parameters).rowcount)
+
+    async def defer(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """`execute_many` that waits, inside a transaction, for what comes next and goes with it.
+
+        That is the commit at the latest, so what it fails with may be raised there.
+        """
+        if not self._inside():
+            await self.execute_many(sql, rows)
+            return
+        self._check_writable()
+        self._due.append(lambda connection: connection.executemany(sql, rows))
 
     async def change(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Run one writing statement and return the rows of its RETURNING clause."""
         async with self._turn():
             self._check_writable()
-            found: Iterable[Any] = await self._run(
-                self._connection.execute_fetchall(sql, parameters)
-            )
-            return list(found)
+            return await self._run(_fetching(sql, parameters))
 
     async def change_soon(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """`change` that is durable only with what is written next, unless in a transaction.
@@ -188,34 +209,20 @@ class Database:
             return await self.change(sql, parameters)
         async with self._lock:
             self._check_writable()
-            return await _settled(self._unsynced(sql, parameters))
-
-    async def _unsynced(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
-        await self._statement("PRAGMA synchronous = NORMAL")
-        try:
-            found: Iterable[Any] = await self._run(
-                self._connection.execute_fetchall(sql, parameters)
-            )
-            return list(found)
-        finally:
-            await self._statement("PRAGMA synchronous = FULL")
+            return await _settled(self._run(_unsynced(_fetching(sql, parameters))))
 
     async def execute_many(self, sql: str, parameters: Iterable[Sequence[Any]]) -> int:
         """Run one statement for each of the rows, in one transaction."""
         async with self.transaction():
             self._check_writable()
-            cursor = await self._run(self._connection.executemany(sql, parameters))
-            return cursor.rowcount
+            return await self._run(lambda found: found.executemany(sql, parameters).rowcount)
 
     # --- reading ---------------------------------------------------------------------------
 
     async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Every row of a query."""
         async with self._turn():
-            found: Iterable[Any] = await self._run(
-                self._connection.execute_fetchall(sql, parameters)
-            )
-            return list(found)
+            return await self._run(_fetching(sql, parameters))
 
     async def row(self, sql: str, parameters: Sequence[Any] = ()) -> Row | None:
         """The first row of a query."""
@@ -273,11 +280,19 @@ class Database:
                 yield
 
     async def _statement(self, sql: str) -> None:
-        await self._run(self._connection.execute_fetchall(sql))
+        await self._run(_fetching(sql))
 
-    async def _run(self, work: Awaitable[T]) -> T:
+    async def _run(self, work: _Work[T]) -> T:
+        """Have the connection's thread do a piece of work: each way there and back costs 30 µs.
+
+        What is due in a transaction goes with it.
+        """
+        if self._current is not None and self._due:
+            due, self._due = self._due, []
+            work = _after(due, work)
         try:
-            return await work
+            thread: Any = self._connection  # its way in for any work bears an underscore
+            return await thread._execute(work, thread._conn)  # noqa: SLF001
         except sqlite3.Error as error:
             ours = translated(error, self.path)
             if isinstance(ours, SomaError) and not (
@@ -294,6 +309,34 @@ class Database:
         """
         if self._doomed is not None:
             raise self._doomed
+
+
+def _fetching(sql: str, parameters: Sequence[Any] = ()) -> _Work[list[Row]]:
+    return lambda connection: connection.execute(sql, parameters).fetchall()
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+
+
+def _after(due: Sequence[_Work[object]], work: _Work[T]) -> _Work[T]:
+    def together(connection: sqlite3.Connection) -> T:
+        for earlier in due:
+            earlier(connection)
+        return work(connection)
+
+    return together
+
+
+def _unsynced(work: _Work[T]) -> _Work[T]:
+    def together(connection: sqlite3.Connection) -> T:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            return work(connection)
+        finally:
+            connection.execute("PRAGMA synchronous = FULL")
+
+    return together
 
 
 def translated(error: sqlite3.Error, path: Path) -> Exception:

@@ -120,7 +120,7 @@ class SqliteEventLog(ChainedLog):
             end, last_hash, rows = placed(entries, offsets, self._end, self._hash)
             if rows:
                 marks = ", ".join("?" * len(rows[0]))
-                await self._database.execute_many(
+                await self._database.defer(
                     f"INSERT INTO events ({ALL_COLUMNS}) VALUES ({marks})", rows
                 )
         self._end, self._hash = end, last_hash

@@ -50,10 +50,10 @@ class SqliteLedger:
 
     async def advance(self, offset: int, said: Sequence[Envelope]) -> None:
         """See `Ledger.advance`."""
-        await self._database.execute("UPDATE cursor SET offset = max(offset, ?)", (offset,))
-        await self._database.execute("DELETE FROM attempts WHERE offset <= ?", (offset,))
+        await self._database.defer("UPDATE cursor SET offset = max(offset, ?)", [(offset,)])
+        await self._database.defer("DELETE FROM attempts WHERE offset <= ?", [(offset,)])
         if said:
-            await self._database.execute_many(
+            await self._database.defer(
                 "INSERT INTO outbox (id, envelope) VALUES (?, ?)",
                 [(envelope.id, envelope.dump()) for envelope in said],
             )
