@@ -12,7 +12,12 @@ from pydantic_core import from_json, to_json
 from arbiters.errors import InvalidError
 from arbiters.events import EVENT_TYPES, Event
 
-_VALIDATORS = {name: cls.__pydantic_validator__ for name, cls in EVENT_TYPES.items()}
+_KNOWN = {
+    name: (cls.version, cls.__pydantic_validator__.validate_json)
+    for name, cls in EVENT_TYPES.items()
+}
+"""Of each type: the newest version, and what reads its JSON as `model_validate_json` does, in half
+the time: every event goes through here once for each arbiter."""
 
 
 class Envelope(NamedTuple):
@@ -70,18 +75,17 @@ def decode(envelope: Envelope) -> Event:
     Raises:
         InvalidError: the type is unknown, or its version is newer than this program's.
     """
-    cls = EVENT_TYPES.get(envelope.type)
-    if cls is None:
+    newest, read = _KNOWN.get(envelope.type, (0, None))
+    if read is None:
         raise InvalidError(
             f"event {envelope.id} has unknown type {envelope.type!r}; was it written by a newer SOMA?"
         )
-    if envelope.version > cls.version:
+    if envelope.version > newest:
         raise InvalidError(
             f"event {envelope.id} is {envelope.type} version {envelope.version}, "
-            f"this SOMA reads up to {cls.version}; upgrade SOMA"
+            f"this SOMA reads up to {newest}; upgrade SOMA"
         )
-    # What `model_validate_json` does, in half the time: every event goes through here.
-    return _VALIDATORS[envelope.type].validate_json(envelope.body or "{}")
+    return read(envelope.body or "{}")
 
 
 def as_text(at: datetime) -> str:

@@ -179,9 +179,9 @@ async def measure(home: Path) -> dict[str, Any]:
         ray.remote(TallyActor).options(num_cpus=0).remote(str(home / f"tally{n}.db"))
         for n in range(ARBITERS)
     ]
-    await asyncio.sleep(SETTLE_SECONDS)
     warm = await publishing.flood.remote(GROUP)
     await each(arbiters, "reached", warm)
+    await asyncio.sleep(SETTLE_SECONDS)
     began = time.perf_counter()
     last = await publishing.flood.remote(EVENTS)
     published = time.perf_counter() - began

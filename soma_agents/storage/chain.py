@@ -37,13 +37,13 @@ class Entry(NamedTuple):
     payload_hash: bytes
 
     @classmethod
-    def of(cls, row: Row) -> "Entry":
-        """The entry of an envelope or its row, whatever its offset, with a salt of its own.
+    def of(cls, row: Row, salt: bytes) -> "Entry":
+        """The entry of an envelope or its row, whatever its offset.
 
         Raises:
             InvalidError: a text is not Unicode.
         """
-        header, payload, salt = tuple(row[1:-1]), row[-1], os.urandom(_SALT_BYTES)
+        header, payload = tuple(row[1:-1]), row[-1]
         try:
             return cls(header, _hashed(header), payload, salt, _payload_hash(salt, payload))
         except ValueError as error:
@@ -58,6 +58,16 @@ class Entry(NamedTuple):
     def idempotency(self) -> str:
         """The key under which it is stored once."""
         return self.header[-1]
+
+
+def entries(rows: Sequence[Row]) -> list[Entry]:
+    """Their entries, each with a salt of its own; raises what `Entry.of` raises."""
+    salts = os.urandom(_SALT_BYTES * len(rows))
+    places = range(0, len(salts), _SALT_BYTES)
+    return [
+        Entry.of(row, salts[place : place + _SALT_BYTES])
+        for row, place in zip(rows, places, strict=True)
+    ]
 
 
 def placed(

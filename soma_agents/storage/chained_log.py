@@ -9,7 +9,7 @@ from pathlib import Path
 from arbiters.envelope import Envelope
 from arbiters.errors import BusyError, CorruptError, InvalidError, UnavailableError
 from arbiters.records import Batch
-from soma_agents.storage.chain import Entry, holds
+from soma_agents.storage.chain import Entry, entries, holds
 from soma_agents.storage.database import Row
 
 _GROUP = 4000
@@ -106,7 +106,7 @@ class ChainedLog(ABC):
                 f"{len(rows)} more have no room; say them again in a moment"
             )
         request = _Request(
-            [Entry.of(row) for row in rows],
+            entries(rows),
             asyncio.get_running_loop().create_future(),
         )
         self._queue.append(request)

@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from datetime import UTC, datetime
+from random import getrandbits
 
 _RANDOM_BITS = 74
 # Leave the top bit of the random part free, so that counting up has room within a millisecond.
@@ -37,7 +38,7 @@ class Uuid7:
             if now > self._millisecond:
                 self._millisecond, self._random = now, secrets.randbits(_SEED_BITS)
             else:
-                self._random += 1 + secrets.randbits(32)
+                self._random += 1 + getrandbits(32)  # secret is where the counting began
                 if self._random >> _RANDOM_BITS:
                     self._millisecond, self._random = (
                         self._millisecond + 1,

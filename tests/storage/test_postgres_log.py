@@ -19,7 +19,7 @@ from arbiters.events import ConversationDeleted
 from arbiters.testing import enveloped
 from soma_agents.settings import load_settings
 from soma_agents.storage import postgres_log
-from soma_agents.storage.chain import Entry
+from soma_agents.storage.chain import entries
 from soma_agents.storage.database import Schema
 from soma_agents.storage.engines import open_log
 from soma_agents.storage.event_log import SqliteEventLog
@@ -152,8 +152,8 @@ async def test_a_process_that_stops_inside_a_transaction_does_not_hold_up_the_ot
 async def test_no_cancellation_leaves_a_transaction_open_or_half_of_it_written(postgres, log, seed):
     chance = random.Random(seed)
     for n in range(25):
-        entries = [Entry.of(said(f"{n}-{half}")) for half in (1, 2)]
-        task = asyncio.create_task(log._commit(entries))
+        new = entries([said(f"{n}-{half}") for half in (1, 2)])
+        task = asyncio.create_task(log._commit(new))
         await asyncio.sleep(chance.random() * 0.004)
         task.cancel()
         with suppress(asyncio.CancelledError):
