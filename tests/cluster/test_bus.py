@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import uuid
+from pathlib import Path
 
 import pytest
 import ray
@@ -86,3 +87,22 @@ async def test_a_bus_that_never_comes_is_unavailable_after_the_patience():
 
     with pytest.raises(UnavailableError, match="nobody did not answer 'end'"):
         await log.end()
+
+
+async def test_who_is_on_the_machine_of_the_bus_has_a_line_to_it(log):
+    await log.append([said("a")])
+
+    assert log._line is not None
+    assert not log._line.broken
+
+
+async def test_who_has_no_line_reaches_the_bus_through_ray(bus, log):
+    _, handle = bus
+    door = Path(await handle.door.remote())
+    hidden = await asyncio.to_thread(door.rename, door.with_name("elsewhere"))
+    try:
+        assert await log.append([said("a"), said("b")]) == [1, 2]
+        assert [one.id for one in (await log.read(0)).envelopes] == ["a", "b"]
+        assert log._line is None
+    finally:
+        await asyncio.to_thread(hidden.rename, door)
