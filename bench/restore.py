@@ -157,7 +157,7 @@ async def talk(soma: LocalRuntime, who: str, number: int, dice: Random) -> list[
         said.append(_fact(name, _sentence(dice)))
     wrapped = [soma.publisher.wrap(event, idempotency=f"{name}/{event.type}") for event in said]
     offsets = await soma.log.append(wrapped)
-    return [e.model_copy(update={"offset": o}) for e, o in zip(wrapped, offsets, strict=True)]
+    return [e._replace(offset=o) for e, o in zip(wrapped, offsets, strict=True)]
 
 
 def _reply(who: str, name: str, content: str) -> ReplyGiven:

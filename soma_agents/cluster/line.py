@@ -62,7 +62,7 @@ class _End(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             word = name.encode()
             length = _FRAME.size - _BEFORE_LENGTH_COUNTS + len(word) + len(body)
-            self._transport.write(_FRAME.pack(length, call, len(word)) + word + body)
+            self._transport.writelines((_FRAME.pack(length, call, len(word)), word, body))
 
     def close(self) -> None:
         """Hang up."""

@@ -37,7 +37,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     Raises:
         StorageFullError: the disk is full; the old content stands.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     with room_for(path):
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(handle, "wb") as file:
@@ -104,11 +104,13 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     manifest is unfinished and counts as nothing.
     """
     files: dict[str, Any] = {}
+    # A writer that was killed may have left the second.
+    own = (directory / MANIFEST, _partial(directory / MANIFEST))
     with room_for(directory):
         for path in sorted(directory.rglob("*")):
             if path.is_dir():
                 sync_directory(path)
-            elif path.is_file() and path != directory / MANIFEST:
+            elif path.is_file() and path not in own:
                 sync_file(path)
                 name = path.relative_to(directory).as_posix()
                 files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -162,6 +164,10 @@ def verify_manifest(directory: Path) -> dict[str, Any]:
                 f"{path} is damaged: sha256 {found[:16]}…, written as {expected[:16]}…"
             )
     return manifest
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def _same(partial: Path, target: Path) -> bool:

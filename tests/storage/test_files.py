@@ -208,3 +208,12 @@ def test_a_file_called_manifest_further_down_is_sealed_like_any_other(tmp_path):
 
     with pytest.raises(CorruptError, match="deep/manifest"):
         verify_manifest(tmp_path)
+
+
+def test_what_a_killed_writer_left_of_a_manifest_is_not_sealed(tmp_path):
+    (tmp_path / "weights").write_bytes(b"w")
+    (tmp_path / f".{MANIFEST}.partial").write_bytes(b"half of i")
+
+    write_manifest(tmp_path, {})
+
+    assert set(verify_manifest(tmp_path)["files"]) == {"weights"}
