@@ -12,9 +12,10 @@ from arbiters.kernel.host import Host
 from arbiters.testing import FakeClock, SequentialIds, enveloped
 from bench.powercut.promises import DamagedError, LostError, Notes, Noting, facts
 from policies.retention import Retention
-from soma_agents.storage.database import Database, Schema
+from soma_agents.storage.database import Database
 from soma_agents.storage.event_log import SqliteEventLog
 from soma_agents.storage.ledger import SqliteLedger
+from soma_agents.storage.sqlite_files import Schema
 
 LOG = "events.db"
 STATE = "counting.db"

@@ -11,8 +11,9 @@ from arbiters.events import ConversationDeleted, FactForgotten
 from arbiters.kernel.arbiter import Arbiter, Said, on
 from arbiters.kernel.host import Host
 from arbiters.ports import Clock, EventLog, Ids
-from soma_agents.storage.database import Database, Schema
+from soma_agents.storage.database import Database
 from soma_agents.storage.ledger import SqliteLedger
+from soma_agents.storage.sqlite_files import Schema
 
 Place = Literal["handler", "commit", "outbox", "appended", "sent"]
 PLACES: tuple[Place, ...] = ("handler", "commit", "outbox", "appended", "sent")

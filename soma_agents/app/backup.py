@@ -22,7 +22,6 @@ from soma_agents.app.verify import verify
 from soma_agents.runtime.assembly import ARBITERS
 from soma_agents.runtime.snapshots import LOG, SNAPSHOTS, take_snapshot
 from soma_agents.settings import Settings, load_settings
-from soma_agents.storage.database import copy_closed
 from soma_agents.storage.event_log import archive_of
 from soma_agents.storage.files import (
     MANIFEST,
@@ -35,6 +34,7 @@ from soma_agents.storage.files import (
     write_manifest,
 )
 from soma_agents.storage.identifiers import SystemClock
+from soma_agents.storage.sqlite_files import copy_closed
 
 FORMAT = 1
 _FILES = ("soma.toml", "keys.json")

@@ -17,12 +17,12 @@ from soma_agents.runtime.assembly import ARBITERS, schemas_of
 from soma_agents.settings import Settings
 from soma_agents.storage.archive import Archive
 from soma_agents.storage.chain import ALL_COLUMNS, holds
-from soma_agents.storage.database import Schema, refuse_foreign_wal, refuse_newer, translated
 from soma_agents.storage.datasets import verify_dataset
 from soma_agents.storage.event_log import ARCHIVED_COLUMNS, SqliteEventLog, archive_of
 from soma_agents.storage.files import verify_manifest
 from soma_agents.storage.identifiers import SystemClock
 from soma_agents.storage.keys import ApiKeys
+from soma_agents.storage.sqlite_files import Schema, refuse_foreign_wal, refuse_newer, translated
 
 _REBUILT = "move it elsewhere and it is made anew from the event log"
 _IN_USE = "SELECT id FROM models WHERE path <> '' AND stage IN ('champion', 'retired', 'held')"

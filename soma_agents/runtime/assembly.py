@@ -22,7 +22,7 @@ from soma_agents.language.source import BASE_NAME, base_id, locate
 from soma_agents.persona.measures import ComputedMeasures
 from soma_agents.settings import Settings
 from soma_agents.storage.conversations import SqliteConversationStore
-from soma_agents.storage.database import Database, Schema
+from soma_agents.storage.database import Database
 from soma_agents.storage.datasets import FileDatasetWriter
 from soma_agents.storage.experiments import SqliteExperimentStore
 from soma_agents.storage.identifiers import SystemClock, Uuid7
@@ -31,6 +31,7 @@ from soma_agents.storage.personalities import SqlitePersonalityStore
 from soma_agents.storage.profiles import SqliteProfileStore
 from soma_agents.storage.registry import SqliteRegistry
 from soma_agents.storage.rounds import SqliteRoundStore
+from soma_agents.storage.sqlite_files import Schema
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from datetime import datetime
 
 from arbiters.envelope import as_text
 from arbiters.records import ConversationSummary, StoredFeedback, StoredMessage
-from soma_agents.storage.database import Database, Row, Schema
+from soma_agents.storage.database import Database, Row
+from soma_agents.storage.sqlite_files import Schema
 
 TITLE_CHARACTERS = 80
 

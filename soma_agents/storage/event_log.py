@@ -18,7 +18,8 @@ from policies.retention import Retention, Segment, segment_due
 from soma_agents.storage.archive import Archive
 from soma_agents.storage.chain import ALL_COLUMNS, Entry, placed
 from soma_agents.storage.chained_log import ChainedLog
-from soma_agents.storage.database import Database, Row, Schema
+from soma_agents.storage.database import Database, Row
+from soma_agents.storage.sqlite_files import Schema
 
 _TAIL_ROWS = 20_000
 _TAIL_CHARACTERS = 16_000_000

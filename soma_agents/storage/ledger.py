@@ -6,7 +6,8 @@ from datetime import datetime
 
 from arbiters.envelope import Envelope, as_text
 from arbiters.records import DeadLetter
-from soma_agents.storage.database import Database, Row, Schema
+from soma_agents.storage.database import Database, Row
+from soma_agents.storage.sqlite_files import Schema
 
 
 class SqliteLedger:

@@ -7,7 +7,8 @@ from datetime import datetime
 from arbiters.envelope import as_text
 from arbiters.errors import ConflictError
 from arbiters.records import NOTES_KEPT, PersonalityRevision
-from soma_agents.storage.database import Database, Schema
+from soma_agents.storage.database import Database
+from soma_agents.storage.sqlite_files import Schema
 
 
 class SqlitePersonalityStore:

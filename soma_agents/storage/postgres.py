@@ -15,7 +15,8 @@ from arbiters.errors import (
     StorageFullError,
     UnavailableError,
 )
-from soma_agents.storage.database import Row, Schema, refuse_newer
+from soma_agents.storage.database import Row
+from soma_agents.storage.sqlite_files import Schema, refuse_newer
 
 _driver: Any = asyncpg  # ships no types
 Connection = Any

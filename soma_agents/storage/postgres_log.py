@@ -10,8 +10,9 @@ from arbiters.envelope import Envelope
 from arbiters.errors import InvalidError
 from soma_agents.storage.chain import ALL_COLUMNS, ENVELOPE_COLUMNS, Entry, placed
 from soma_agents.storage.chained_log import ChainedLog
-from soma_agents.storage.database import Row, Schema, refuse_newer
+from soma_agents.storage.database import Row
 from soma_agents.storage.postgres import Connection, Server
+from soma_agents.storage.sqlite_files import Schema, refuse_newer
 
 _CHANNEL = "soma_events"
 _POLL_S = 1.0

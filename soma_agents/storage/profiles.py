@@ -4,7 +4,8 @@ from datetime import datetime
 
 from arbiters.envelope import as_text
 from arbiters.records import StoredFact
-from soma_agents.storage.database import Database, Row, Schema
+from soma_agents.storage.database import Database, Row
+from soma_agents.storage.sqlite_files import Schema
 
 _FACT = "id, subject, value, kind, quote, message, at"
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from arbiters.envelope import as_text
 from arbiters.errors import ConflictError, InvalidError, NotFoundError
 from arbiters.records import ModelVersion, Pointer
-from soma_agents.storage.database import Database, Row, Schema
+from soma_agents.storage.database import Database, Row
+from soma_agents.storage.sqlite_files import Schema
 
 STAGES = ("candidate", "retired", "rejected", "held")
 """What a version can be besides champion, which follows the pointer alone."""

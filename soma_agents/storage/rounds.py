@@ -4,7 +4,8 @@ from datetime import datetime
 
 from arbiters.envelope import as_text
 from arbiters.records import RoundState
-from soma_agents.storage.database import Database, Row, Schema
+from soma_agents.storage.database import Database, Row
+from soma_agents.storage.sqlite_files import Schema
 
 _ROUND = "id, step, started_at, upto, progress, verdict, because, finished_at"
 _UPDATE = ", ".join(f"{name} = excluded.{name}" for name in _ROUND.split(", "))

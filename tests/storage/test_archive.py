@@ -7,8 +7,9 @@ from arbiters.errors import CorruptError
 from arbiters.events import ConversationDeleted
 from arbiters.testing import enveloped
 from policies.retention import Retention
-from soma_agents.storage.database import Database, Schema
+from soma_agents.storage.database import Database
 from soma_agents.storage.event_log import SqliteEventLog
+from soma_agents.storage.sqlite_files import Schema
 
 SOON = Retention(keep=5, segment=10)
 

@@ -12,8 +12,9 @@ from contextlib import suppress
 import pytest
 
 from arbiters.errors import ConflictError, CorruptError, SomaError, StorageFullError
-from soma_agents.storage.database import Database, Schema
+from soma_agents.storage.database import Database
 from soma_agents.storage.event_log import SqliteEventLog
+from soma_agents.storage.sqlite_files import Schema
 
 OUTSIDE = contextvars.copy_context()
 PAIRS = Schema(

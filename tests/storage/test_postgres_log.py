@@ -20,10 +20,10 @@ from arbiters.testing import enveloped
 from soma_agents.settings import load_settings
 from soma_agents.storage import postgres_log
 from soma_agents.storage.chain import entries
-from soma_agents.storage.database import Schema
 from soma_agents.storage.engines import open_log
 from soma_agents.storage.event_log import SqliteEventLog
 from soma_agents.storage.postgres_log import PostgresEventLog
+from soma_agents.storage.sqlite_files import Schema
 
 
 def said(name, **circumstances):
