@@ -89,9 +89,13 @@ class BatchCache:
             stored[row, :, :length] = stored[last, :, :length]
         return last
 
-    def grow(self) -> None:
-        """Make room for one more token in every row."""
-        self._reserve(len(self.lengths), max(self.lengths) + 1)
+    def grow(self, tokens: int) -> None:
+        """Make room for so many more tokens in every row."""
+        self._reserve(len(self.lengths), max(self.lengths) + tokens)
+
+    def keep(self, row: int, tokens: int) -> None:
+        """So many of the tokens stored behind `row` belong to it; the others are written over."""
+        self.lengths[row] += tokens
 
     def _reserve(self, rows: int, length: int) -> None:
         had_rows, had_length = (

@@ -1,10 +1,12 @@
-"""One decoding step for a batch of sequences: the transformer's arithmetic for one new token each.
+"""One decoding step for a batch of sequences: the transformer's arithmetic for their new tokens.
+
+Of a sequence that is one token, or more where some are drafts of what may follow.
 
 `Transformer` is the oracle: in fp32 both give the same logits up to rounding. Here products read
 quantised weights where they can, and every row is computed the same whatever the other rows are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,7 +20,7 @@ from soma_agents.language.checkpoint import Checkpoint, open_checkpoint
 from soma_agents.language.linear import BiasedLinear, DenseLinear, Linear
 from soma_agents.language.mixed_lora import MixedLora
 from soma_agents.language.model import LanguageModel
-from soma_agents.language.native import TILE, Kernels, kernels
+from soma_agents.language.native import TILE, Kernels, Stack, kernels
 from soma_agents.language.transformer import Block, RMSNorm, TransformerConfig, rotation
 
 Norm = Callable[[Tensor], Tensor]
@@ -59,10 +61,12 @@ class DecoderBlock:
 class Step:
     """What all blocks need to know of a step."""
 
-    rows: Tensor
-    """(B)"""
+    slots: Tensor
+    """(B) of the cache."""
     positions: Tensor
     """(B) of the new tokens."""
+    alone: bool
+    """Whether each slot has one new token."""
     wide: View
     near: View
     lora: MixedLora | None
@@ -82,19 +86,36 @@ class Decoder:
         self._turns = self._table(local=False)
         self._near_turns = self._table(local=True) if model.config.window else self._turns
         self._blocks, self._head = _linears(model, self._kernels)
+        self._stack = _stack(model, self._blocks, self._kernels)
+        products = [self._head, *(p for block in self._blocks for p in block.linears.values())]
+        self.same_in_any_company = not model.config.experts and not any(
+            isinstance(product, DenseLinear) for product in products
+        )
+        """Whether a row's logits are the same bits whatever the other rows are: only products with
+        blocks promise that, so only there drafts can be checked."""
 
-    def step(self, tokens: Tensor, cache: BatchCache, lora: MixedLora | None) -> Tensor:
-        """Store `tokens` (B) behind their rows of `cache` and return logits (B, V) in fp32."""
-        cache.grow()
-        positions = torch.tensor(cache.lengths)
+    def step(
+        self, runs: Sequence[Sequence[int]], cache: BatchCache, lora: MixedLora | None
+    ) -> Tensor:
+        """Store a run of tokens behind each row of `cache`; logits (B, V) in fp32, run after run.
+
+        The rows' lengths stay as they are: `BatchCache.keep` says how many of a run's tokens count.
+        """
+        cache.grow(max(map(len, runs)))
+        tokens = torch.tensor([token for run in runs for token in run])
+        slots = torch.tensor([slot for slot, run in enumerate(runs) for _ in run])
+        places = zip(cache.lengths, runs, strict=True)
+        positions = torch.tensor([start + i for start, run in places for i in range(len(run))])
         wide = near = self._view(self._turns, positions, 0)
         if window := self._config.window:
             near = self._view(self._near_turns, positions, window)
-        step = Step(torch.arange(len(tokens)), positions, wide, near, lora)
+        step = Step(slots, positions, len(tokens) == len(runs), wide, near, lora)
         x = self._transformer.embed(tokens, positions)
+        if self._stack and lora is None:
+            x = self._stack(x, cache.layers, (slots, positions), (wide.cos, wide.sin))
+            return self.head(self._norm(x))
         for layer, stored in enumerate(cache.layers):
             x = self._block(layer, x, stored, step)
-        cache.lengths = [length + 1 for length in cache.lengths]
         return self.head(self._norm(x))
 
     def head(self, x: Tensor) -> Tensor:
@@ -152,16 +173,18 @@ class Decoder:
             heads = torch.cat((norm_q(q), norm_k(k), v), dim=1)
         if self._attention:
             turn = view.cos, view.sin
-            return self._attention.attend(heads, stored, step.positions, turn, window=view.window)
+            places = step.slots, step.positions
+            return self._attention.attend(heads, stored, places, turn, window=view.window)
         rotated = self._rotated(heads[:, : H + K], view)
         fresh = torch.cat((rotated[:, H:], heads[:, H + K :]), dim=1)  # (B, 2K, D)
-        stored[step.rows, :, step.positions] = fresh
-        return self._attended(rotated[:, :H], stored, view)
+        stored[step.slots, :, step.positions] = fresh
+        rows = stored[: len(qkv)] if step.alone else stored[step.slots]
+        return self._attended(rotated[:, :H], rows, view)
 
-    def _attended(self, q: Tensor, stored: Tensor, view: View) -> Tensor:
+    def _attended(self, q: Tensor, rows: Tensor, view: View) -> Tensor:
         B, H, D = q.shape
         K, mask = self._config.kv_heads, cast("Tensor", view.mask)
-        seen = stored[:B, :, : mask.shape[-1]]
+        seen = rows[:, :, : mask.shape[-1]]
         y = F.scaled_dot_product_attention(q.view(B, K, H // K, D), seen[:, :K], seen[:, K:], mask)
         return y.reshape(B, H * D)
 
@@ -205,6 +228,19 @@ def _block(
         linears,
         block.mixture if config.experts else None,
     )
+
+
+def _stack(
+    model: LanguageModel, blocks: list[DecoderBlock], native: Kernels | None
+) -> Stack | None:
+    """All blocks in one call, where that is possible."""
+    if native is None or model.config.beyond_llama():
+        return None
+    norms = [
+        (cast("RMSNorm", block.attention_norm).weight, cast("RMSNorm", block.mlp_norm).weight)
+        for block in cast("list[Block]", model.transformer.blocks)
+    ]
+    return native.stack(model.config, norms, [block.linears for block in blocks])
 
 
 def _linear(dense: nn.Linear, name: str, stored: Checkpoint | None) -> Linear:

@@ -51,7 +51,8 @@ class Engine:
 
     `slots` requests are decoded together, `waiting` more may wait. `threads` 0 uses torch's
     number. `cache_tokens` bounds the keys and values held, by default 1,024 tokens a slot or one
-    whole context.
+    whole context. Replies are the same with `drafts` and without, only faster: False is for
+    whoever compares.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Engine:
         threads: int = 0,
         waiting: int = 128,
         cache_tokens: int | None = None,
+        drafts: bool = True,
     ) -> None:
         self.model = model
         self._slots = slots
@@ -70,6 +72,7 @@ class Engine:
         self._cache_tokens = cache_tokens or max(
             slots * CACHE_TOKENS_PER_SLOT, model.config.context
         )
+        self._drafts = drafts
         self._adapters: dict[str, PackedLora] = {}
         self._name = f"decode-{next(NUMBERS)}"
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -92,6 +95,7 @@ class Engine:
             slots=self._slots,
             cache_tokens=self._cache_tokens,
             deliver=self._post,
+            drafts=self._drafts,
         )
         self._thread.start()
 

@@ -4,14 +4,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from arbiters.errors import InvalidError
 
 MOST_LOGPROBS = 20
-SHORT_LISTS = (512, 4096)
-"""So many candidates are sorted at first, and then; seldom is the nucleus not among them."""
+LEAST_TEMPERATURE = 1e-30
+"""Anything below would be 0 in fp32."""
+
+Weights = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,48 +103,48 @@ class Sampler:
         )
 
     def _draw(self, logits: Tensor) -> int:
-        # From the largest down: divided by a tiny temperature the logits themselves would overflow.
-        lead = logits.double() - logits.max()
-        probabilities = torch.softmax(lead / self.sampling.temperature, dim=-1)
-        values, tokens, mass = self._shortlist(logits, probabilities)
-        cumulative = values.cumsum(-1)
+        weights = _weights(logits.numpy(), self.sampling.temperature)
+        tokens, mass = self._candidates(logits, weights)
+        cumulative = weights[tokens].cumsum(dtype=np.float64)
         if self.sampling.top_p < 1:
             # The nucleus (arXiv:1904.09751): the fewest tokens that together reach top_p.
-            reached = torch.searchsorted(cumulative, self.sampling.top_p * mass)
+            reached = cumulative.searchsorted(self.sampling.top_p * mass)
             cumulative = cumulative[: int(reached) + 1]
-        point = torch.rand((), generator=self._generator, dtype=torch.double) * cumulative[-1]
-        place = min(int(torch.searchsorted(cumulative, point, right=True)), len(cumulative) - 1)
-        return int(tokens[place])
+        point = float(torch.rand((), generator=self._generator, dtype=torch.double))
+        place = cumulative.searchsorted(point * cumulative[-1], side="right")
+        place = min(int(place), len(cumulative) - 1)
+        return place if isinstance(tokens, slice) else int(tokens[place])
 
-    def _shortlist(self, logits: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Probabilities of the tokens in question, largest first unless all are; and the tokens.
-
-        The last is the probability of all that top_k and min_p leave, listed or not.
+    def _candidates(self, logits: Tensor, weights: Weights) -> tuple[Tokens | slice, float]:
+        """The tokens that may be drawn, likeliest first unless all may; and the weight of all that
+        top_k and min_p leave, listed or not, where top_p asks for it.
         """
-        sampling, size = self.sampling, len(probabilities)
-        if sampling.top_p == 1 and not sampling.top_k and not sampling.min_p:
-            return probabilities, torch.arange(size), 1.0
-        values, tokens = _largest(logits, probabilities, sampling.top_k or SHORT_LISTS[0])
-        for most in () if sampling.top_k else (*SHORT_LISTS[1:], size):
-            if self._enough(values):
-                break
-            values, tokens = _largest(logits, probabilities, most)
-        if not sampling.top_k and not sampling.min_p:
-            return values, tokens, 1.0
-        kept = values >= sampling.min_p * values[0]
-        return values[kept], tokens[kept], float(values[kept].sum())
-
-    def _enough(self, values: Tensor) -> bool:
-        """Whether every token that may be drawn is among the listed."""
-        if self.sampling.min_p:
-            return float(values[-1]) < self.sampling.min_p * float(values[0])
-        return float(values.sum()) >= self.sampling.top_p
+        sampling = self.sampling
+        if sampling.top_k:
+            tokens = logits.topk(min(sampling.top_k, len(logits))).indices.numpy()
+            tokens = tokens[weights[tokens] >= sampling.min_p]
+            return tokens, float(weights[tokens].sum())
+        if sampling.min_p:
+            tokens = _likeliest(weights, sampling.min_p)
+            return tokens, float(weights[tokens].sum())
+        if sampling.top_p == 1:
+            return slice(None), math.inf
+        mass = float(weights.sum())
+        # All tokens below an equal share of what the nucleus leaves out are together less than that.
+        return _likeliest(weights, (1 - sampling.top_p) * mass / len(weights)), mass
 
 
-def _largest(logits: Tensor, probabilities: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The largest probabilities, in order, and their tokens."""
-    tokens = logits.topk(min(most, len(logits))).indices  # fp32: half the time of fp64
-    return probabilities[tokens], tokens
+def _weights(logits: Weights, temperature: float) -> Weights:
+    """How likely each token is, over how likely the likeliest."""
+    # From the largest down: divided by a tiny temperature the logits themselves would overflow.
+    with np.errstate(over="ignore", under="ignore"):
+        return np.exp((logits - logits.max()) / max(temperature, LEAST_TEMPERATURE))
+
+
+def _likeliest(weights: Weights, least: float) -> Tokens:
+    """The tokens that weigh `least` or more, in order."""
+    tokens = np.flatnonzero(weights >= least)
+    return tokens[np.argsort(-weights[tokens], kind="stable")]
 
 
 def token_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from soma_agents.language.cache import PromptCache
+from soma_agents.language.drafts import Drafter
 from soma_agents.language.mixed_lora import PackedLora
 from soma_agents.language.reply import Reply
 from soma_agents.language.requests import Finished, FinishReason, GenerationRequest, Piece
@@ -34,6 +35,8 @@ class Sequence:
     """The newest token, which is not in the cache yet."""
     cache: PromptCache | None = None
     """While the prompt is being read."""
+    drafter: Drafter | None = None
+    """Once it is, where drafts can be checked."""
 
     @property
     def size(self) -> int:

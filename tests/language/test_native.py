@@ -92,7 +92,7 @@ def test_nan_stays_nan():
         .attend(
             x.view(1, 2, 32)[:, [0, 1, 1]],
             torch.zeros(1, 2, 64, 32).bfloat16(),
-            torch.tensor([3]),
+            (torch.tensor([0]), torch.tensor([3])),
             (x[:, :32], x[:, :32]),
             window=0,
         )
@@ -126,7 +126,9 @@ def test_decoding_gives_the_logits_of_reading_everything_again(make_config, chan
             transformer.hidden(prompt, cache=read)
             cache.join(read)
         for token in (9, 10, 11):
-            logits = decoder.step(torch.full((3,), token), cache, None)
+            logits = decoder.step([[token]] * 3, cache, None)
+            for row in range(3):
+                cache.keep(row, 1)
             prompts = [torch.cat((p, torch.tensor([[token]])), dim=1) for p in prompts]
 
         exact = [transformer.float()(prompt)[0, -1] for prompt in prompts]

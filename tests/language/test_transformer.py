@@ -37,8 +37,10 @@ def test_decoding_step_by_step_gives_the_logits_of_reading_at_once(tiny):
     decoder = Decoder(tiny)
     new = torch.randint(0, 258, (3, 50))
 
-    for place in range(50):
-        logits = decoder.step(new[:, place], cache, None)
+    for tokens in new.T.tolist():
+        logits = decoder.step([[token] for token in tokens], cache, None)
+        for row in range(3):
+            cache.keep(row, 1)
 
     for row, tokens in enumerate(sequences):
         expected = tiny.transformer(torch.cat((tokens, new[row : row + 1]), dim=1))[0, -1]
@@ -56,7 +58,7 @@ def test_a_row_that_moves_into_a_gap_goes_on_as_before(tiny):
 
     moved = cache.leave(0)
 
-    logits = Decoder(tiny).step(torch.tensor([5]), cache, None)
+    logits = Decoder(tiny).step([[5]], cache, None)
     assert moved == 1
     expected = tiny.transformer(torch.tensor([[9, 8, 7, 6, 5]]))[0, -1]
     assert torch.allclose(logits[0], expected, atol=1e-4)

@@ -5,12 +5,14 @@ product with stored blocks in which eight rows cost little more than three.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from soma_agents.language.architecture import TransformerConfig
 from soma_agents.language.native.place import library
 
 GROUP, TILE = 32, 16
@@ -19,11 +21,104 @@ GROUP, TILE = 32, 16
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES = {
     "pack": [_POINTER, *[_LONG] * 3, _POINTER],
-    "block_product": [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _LONG, _POINTER],
-    "attend": [*[_POINTER] * 6, *[_LONG] * 7],
+    "block_product": [_POINTER, _POINTER, _LONG, _POINTER],
+    "attend": [*[_POINTER] * 7, *[_LONG] * 7],
     "rms_norm": [_POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG],
     "gated_silu": [_POINTER, _POINTER, _LONG, _LONG],
+    "through_blocks": [*[_POINTER] * 8, *[_LONG] * 6],
 }
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [
+        ("packed", _POINTER),
+        ("scales", _POINTER),
+        *((name, ctypes.c_int64) for name in ("bits", "outputs", "inputs")),
+    ]
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        *((name, _POINTER) for name in ("attention_norm", "mlp_norm")),
+        *((name, _Matrix) for name in ("qkv", "out", "gate_up", "down")),
+    ]
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = [
+        ("blocks", _POINTER),
+        *((name, ctypes.c_int64) for name in ("layers", "width", "inner")),
+        ("eps", _FLOAT),
+    ]
+
+
+class Product:
+    """A product with stored blocks (see `linear.Stored`): x (B, inputs) → (B, outputs)."""
+
+    def __init__(self, multiply: Callable[..., None], packed: Tensor, scales: Tensor) -> None:
+        """`packed` (outputs, inputs · bits / 8) bytes, `scales` (tiles, groups, 2, 16)."""
+        outputs, inputs = packed.shape[0], scales.shape[1] * GROUP
+        bits = packed.shape[1] * 8 // inputs
+        self._multiply, self._kept, self._outputs = multiply, (packed, scales), outputs
+        self.matrix = _Matrix(packed.data_ptr(), scales.data_ptr(), bits, outputs, inputs)
+        self._matrix = ctypes.addressof(self.matrix)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        y = x.new_empty(len(x), self._outputs)
+        self._multiply(self._matrix, x.data_ptr(), len(x), y.data_ptr())
+        return y
+
+
+class Stack:
+    """All blocks of a model of the LLaMA family, whose matrices are all stored in blocks."""
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        config: TransformerConfig,
+        norms: Sequence[tuple[Tensor, Tensor]],
+        products: Sequence[dict[str, Product]],
+    ) -> None:
+        """`norms` and `products` of each block, as `kernels.c` names them."""
+        self._function, self._config, self._kept = function, config, (norms, products)
+        blocks = (_Block * config.layers)()
+        for block, pair, by_site in zip(blocks, norms, products, strict=True):
+            block.attention_norm, block.mlp_norm = (norm.data_ptr() for norm in pair)
+            for site, product in by_site.items():
+                setattr(block, site, product.matrix)
+        self._stack = _Stack(
+            ctypes.addressof(blocks), config.layers, config.d_model, config.d_ff, config.norm_eps
+        )
+        self._blocks = blocks
+
+    def __call__(
+        self,
+        x: Tensor,
+        stored: Sequence[Tensor],
+        places: tuple[Tensor, Tensor],
+        turn: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """The residual stream (B, C) behind the last block; the others as for `Kernels.attend`."""
+        c, rows = self._config, len(x)
+        inner = (c.heads * 2 + c.kv_heads * 2) * c.head_dim
+        scratch = x.new_empty(rows * (2 * c.d_model + inner + 3 * c.d_ff))
+        x = x.clone()
+        layers = (_POINTER * len(stored))(*[layer.data_ptr() for layer in stored])
+        self._function(
+            ctypes.addressof(self._stack),
+            x.data_ptr(),
+            ctypes.addressof(layers),
+            scratch.data_ptr(),
+            *[tensor.data_ptr() for tensor in (*places, *turn)],
+            rows,
+            c.heads,
+            c.kv_heads,
+            c.head_dim,
+            turn[0].shape[-1],
+            stored[0].shape[2],
+        )
+        return x
 
 
 class Kernels:
@@ -35,11 +130,9 @@ class Kernels:
             function.argtypes, function.restype = arguments, None
         self._pack, self._product = library.pack, library.block_product
         self._attend, self._norm = library.attend, library.rms_norm
-        self._gated_silu = library.gated_silu
+        self._gated_silu, self._through_blocks = library.gated_silu, library.through_blocks
 
-    def product(
-        self, bits: int, q: Tensor, scale: Tensor, zero: Tensor
-    ) -> Callable[[Tensor], Tensor]:
+    def product(self, bits: int, q: Tensor, scale: Tensor, zero: Tensor) -> Product:
         """See `linear.Stored`, whose numbers these are."""
         outputs, inputs = q.shape
         packed = torch.empty(outputs, inputs * bits // 8, dtype=torch.uint8)
@@ -47,14 +140,20 @@ class Kernels:
         pairs = torch.stack((scale, zero), dim=-1).view(outputs // TILE, TILE, -1, 2)
         scales = pairs.permute(0, 2, 3, 1).to(torch.bfloat16).contiguous()
 
-        def multiply(x: Tensor) -> Tensor:
-            x = x.contiguous()
-            y = x.new_empty(len(x), outputs)
-            blocks = packed.data_ptr(), scales.data_ptr(), bits, outputs
-            self._product(x.data_ptr(), len(x), inputs, *blocks, y.data_ptr())
-            return y
+        return Product(self._product, packed, scales)
 
-        return multiply
+    def stack(
+        self,
+        config: TransformerConfig,
+        norms: Sequence[tuple[Tensor, Tensor]],
+        linears: Sequence[dict[str, Any]],
+    ) -> Stack | None:
+        """The blocks of a model of the LLaMA family, if all its products are ours."""
+        fits = not config.d_model % TILE and not config.d_ff % TILE and not config.head_dim % 32
+        ours = all(isinstance(linear, Product) for sites in linears for linear in sites.values())
+        if not (fits and ours):
+            return None
+        return Stack(self._through_blocks, config, norms, linears)
 
     def rms_norm(self, weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
         """The norm of the last dimension, a multiple of `TILE`."""
@@ -80,20 +179,21 @@ class Kernels:
         self,
         heads: Tensor,
         stored: Tensor,
-        positions: Tensor,
+        places: tuple[Tensor, Tensor],
         turn: tuple[Tensor, Tensor],
         *,
         window: int,
     ) -> Tensor:
         """Turn queries and keys, store keys and values, and attend: (B, H + 2K, D) → (B, H · D).
 
-        `stored` (rows, 2K, capacity, D) is a layer of the cache, `positions` (B) int64, `turn`
-        cosines and sines (B, 1, R), half the sines negated. D is a multiple of 32. `window` 0 sees all.
+        `stored` (slots, 2K, capacity, D) is a layer of the cache, `places` slots and positions there
+        (B) int64, `turn` cosines and sines (B, 1, R), half the sines negated. D is a multiple of 32.
+        `window` 0 sees all.
         """
         (rows, every, size), kv_heads = heads.shape, stored.shape[1] // 2
         y = heads.new_empty(rows, (every - 2 * kv_heads) * size)
         cos, sin = turn
-        tensors = (heads.contiguous(), stored, positions, cos, sin, y)
+        tensors = (heads.contiguous(), stored, *places, cos, sin, y)
         self._attend(
             *[tensor.data_ptr() for tensor in tensors],
             rows,

@@ -58,13 +58,17 @@ int supported(void)
 
 /* --- products with 4-bit and 8-bit blocks ---------------------------------------------------- */
 
-struct product {
-    const bf16 *x;         /* (rows, inputs) */
-    const float *x_sums;   /* (rows, groups) */
+struct matrix {
     const uint8_t *packed; /* see `pack` */
     const bf16 *scales;    /* (tiles, groups, 2, 16): scale, then zero */
-    bf16 *y;               /* (rows, outputs) */
-    long inputs, outputs;
+    int64_t bits, outputs, inputs;
+};
+
+struct product {
+    const struct matrix *m;
+    const bf16 *x;       /* (rows, inputs) */
+    const float *x_sums; /* (rows, groups) */
+    bf16 *y;             /* (rows, outputs) */
 };
 
 /* Whole numbers (outputs, inputs) → (tiles, groups, 16 pairs of inputs, 16 outputs, 2), as bytes,
@@ -111,7 +115,7 @@ INLINE __m512i whole_bytes(const uint8_t *from)
 /* All rows, R of them, and T tiles of 16 outputs from `tile` on. */
 INLINE void outputs_of(const struct product *p, long tile, const int R, const int T, const int bits)
 {
-    const long groups = p->inputs / GROUP;
+    const long groups = p->m->inputs / GROUP;
     const __m512i table = half_bytes();
     __m512 sum[8][4];
     EACH for (int r = 0; r < R; r++)
@@ -123,7 +127,7 @@ INLINE void outputs_of(const struct product *p, long tile, const int R, const in
         for (long four = 0; four < 4; four++) {
             const bf16 *x = p->x + g * GROUP + four * 8;
             EACH for (int t = 0; t < T; t++) {
-                const uint8_t *from = p->packed + ((tile + t) * groups + g) * BLOCK(bits);
+                const uint8_t *from = p->m->packed + ((tile + t) * groups + g) * BLOCK(bits);
                 __m512i words = _mm512_loadu_si512(from + four * 64);
                 EACH for (int i = 0; i < 4; i++) {
                     __m512i w = bits == 8 ? whole_bytes(from + (four * 4 + i) * 32)
@@ -131,7 +135,7 @@ INLINE void outputs_of(const struct product *p, long tile, const int R, const in
                     words = _mm512_srli_epi16(words, 4);
                     EACH for (int r = 0; r < R; r++) {
                         int pair;
-                        __builtin_memcpy(&pair, x + r * p->inputs + 2 * i, 4);
+                        __builtin_memcpy(&pair, x + r * p->m->inputs + 2 * i, 4);
                         part[r][t] = _mm512_dpbf16_ps(part[r][t], (__m512bh)w,
                                                       (__m512bh)_mm512_set1_epi32(pair));
                     }
@@ -139,7 +143,7 @@ INLINE void outputs_of(const struct product *p, long tile, const int R, const in
             }
         }
         EACH for (int t = 0; t < T; t++) {
-            const bf16 *scales = p->scales + ((tile + t) * groups + g) * 2 * TILE;
+            const bf16 *scales = p->m->scales + ((tile + t) * groups + g) * 2 * TILE;
             __m512 scale = wide16(scales), zero = wide16(scales + TILE);
             EACH for (int r = 0; r < R; r++) {
                 __m512 x_sum = _mm512_set1_ps(p->x_sums[r * groups + g]);
@@ -150,7 +154,7 @@ INLINE void outputs_of(const struct product *p, long tile, const int R, const in
     }
     EACH for (int r = 0; r < R; r++)
         EACH for (int t = 0; t < T; t++)
-            narrow16(p->y + r * p->outputs + (tile + t) * TILE, sum[r][t]);
+            narrow16(p->y + r * p->m->outputs + (tile + t) * TILE, sum[r][t]);
 }
 
 /* Tiles from `tile` to `end`, as many at once as registers hold. */
@@ -166,28 +170,31 @@ INLINE void some_outputs(const struct product *p, long rows, long tile, long end
     }
 }
 
-void block_product(const bf16 *x, long rows, long inputs, const uint8_t *packed, const bf16 *scales,
-                   long bits, long outputs, bf16 *y)
+/* The calling thread's share of the outputs of a product. */
+static void share_of_product(const struct matrix *m, const bf16 *x, long rows, bf16 *y)
 {
-    const long groups = inputs / GROUP, tiles = outputs / TILE;
+    const long groups = m->inputs / GROUP, tiles = m->outputs / TILE;
+    const long part = omp_get_thread_num(), parts = omp_get_num_threads();
+    const long tile = tiles * part / parts, end = tiles * (part + 1) / parts;
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3F80);
     for (long row = 0; row < rows; row += MOST_ROWS) {
         const long some = rows - row < MOST_ROWS ? rows - row : MOST_ROWS;
-        const bf16 *from = x + row * inputs;
+        const bf16 *from = x + row * m->inputs;
         float x_sums[some * groups];
         for (long i = 0; i < some * groups; i++) {
             __m512bh group = (__m512bh)_mm512_loadu_si512(from + i * GROUP);
             x_sums[i] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), group, ones));
         }
-        const struct product p = {from, x_sums, packed, scales, y + row * outputs, inputs, outputs};
-#pragma omp parallel
-        {
-            const long part = omp_get_thread_num(), parts = omp_get_num_threads();
-            const long tile = tiles * part / parts, end = tiles * (part + 1) / parts;
-            if (bits == 8) some_outputs(&p, some, tile, end, 8);
-            else some_outputs(&p, some, tile, end, 4);
-        }
+        const struct product p = {m, from, x_sums, y + row * m->outputs};
+        if (m->bits == 8) some_outputs(&p, some, tile, end, 8);
+        else some_outputs(&p, some, tile, end, 4);
     }
+}
+
+void block_product(const struct matrix *m, const bf16 *x, long rows, bf16 *y)
+{
+#pragma omp parallel
+    share_of_product(m, x, rows, y);
 }
 
 /* --- attention ------------------------------------------------------------------------------- */
@@ -270,38 +277,62 @@ static void mix(bf16 *to, const float *weights, float scale, const bf16 *values,
         narrow16(to + i * 16, _mm512_mul_ps(_mm512_add_ps(even[i], odd[i]), _mm512_set1_ps(scale)));
 }
 
-/* Turns queries and keys, stores keys and values at `positions`, and attends to all up to there. */
-void attend(const bf16 *qkv, bf16 *stored, const int64_t *positions, const bf16 *cos, const bf16 *sin,
-            bf16 *y, long rows, long heads, long kv_heads, long size, long turned, long capacity,
-            long window)
+struct attention {
+    const bf16 *qkv; /* (rows, heads + 2 kv_heads, size) */
+    bf16 *stored;    /* (slots, 2 kv_heads, capacity, size) */
+    const int64_t *slots, *positions;
+    const bf16 *cos, *sin; /* (rows, turned) */
+    bf16 *y;               /* (rows, heads, size) */
+    long rows, heads, kv_heads, size, turned, capacity, window;
+};
+
+/* Turns a row's key of one head and stores it, and the value, where the row stands. */
+static void store(const struct attention *a, long row, long k)
 {
-    const long all = heads + 2 * kv_heads, row_size = 2 * kv_heads * capacity * size;
-    const float scale = 1.f / __builtin_sqrtf((float)size);
-    for (long row = 0; row < rows; row++)
-        for (long k = 0; k < kv_heads; k++) {
-            const bf16 *key = qkv + (row * all + heads + k) * size;
-            bf16 *to = stored + row * row_size + (k * capacity + positions[row]) * size;
-            turn(to, key, cos + row * turned, sin + row * turned, turned, size);
-            __builtin_memcpy(to + kv_heads * capacity * size, key + kv_heads * size,
-                             size * sizeof(bf16));
-        }
+    const bf16 *key = a->qkv + (row * (a->heads + 2 * a->kv_heads) + a->heads + k) * a->size;
+    const long head = a->slots[row] * 2 * a->kv_heads + k, half = a->kv_heads * a->size;
+    bf16 *to = a->stored + (head * a->capacity + a->positions[row]) * a->size;
+    turn(to, key, a->cos + row * a->turned, a->sin + row * a->turned, a->turned, a->size);
+    __builtin_memcpy(to + half * a->capacity, key + half, a->size * sizeof(bf16));
+}
+
+/* Turns a row's query of one head and attends to all up to where the row stands. */
+static void look(const struct attention *a, long row, long head)
+{
+    const long size = a->size, last = a->positions[row], group = a->heads / a->kv_heads;
+    const long first = a->window && last >= a->window ? last - a->window + 1 : 0;
+    const long count = last + 1 - first, slot = a->slots[row] * 2 * a->kv_heads;
+    const bf16 *keys = a->stored + ((slot + head / group) * a->capacity + first) * size;
+    const bf16 *values = keys + a->kv_heads * a->capacity * size;
+    const bf16 *cos = a->cos + row * a->turned, *sin = a->sin + row * a->turned;
+    bf16 query[size + TILE];
+    float weights[count + TILE];
+    turn(query, a->qkv + (row * (a->heads + 2 * a->kv_heads) + head) * size, cos, sin, a->turned, size);
+    const float share = weights_of(weights, query, keys, count, size, 1.f / __builtin_sqrtf((float)size));
+    for (long i = 0; i < size; i += 32)
+        mix(a->y + (row * a->heads + head) * size + i, weights, share, values + i, count, size);
+}
+
+/* The calling thread's share of both, once all are stored: several rows may be of one slot. */
+static void share_of_attention(const struct attention *a)
+{
+#pragma omp for schedule(static)
+    for (long task = 0; task < a->rows * a->kv_heads; task++)
+        store(a, task / a->kv_heads, task % a->kv_heads);
+#pragma omp for schedule(static)
+    for (long task = 0; task < a->rows * a->heads; task++) look(a, task / a->heads, task % a->heads);
+}
+
+void attend(const bf16 *qkv, bf16 *stored, const int64_t *slots, const int64_t *positions,
+            const bf16 *cos, const bf16 *sin, bf16 *y, long rows, long heads, long kv_heads, long size,
+            long turned, long capacity, long window)
+{
+    const struct attention a = {qkv, stored, slots, positions, cos,    sin,      y,
+                                rows, heads, kv_heads, size, turned, capacity, window};
     long seen = 0;
     for (long row = 0; row < rows; row++) seen += positions[row] + 1;
-#pragma omp parallel for schedule(static) if (seen * heads > WORTHWHILE)
-    for (long task = 0; task < rows * heads; task++) {
-        const long row = task / heads, head = task % heads, last = positions[row];
-        const long first = window && last >= window ? last - window + 1 : 0, count = last + 1 - first;
-        const bf16 *keys = stored + row * row_size +
-                           (head / (heads / kv_heads) * capacity + first) * size;
-        const bf16 *values = keys + kv_heads * capacity * size;
-        bf16 query[size + TILE];
-        float weights[count + TILE];
-        turn(query, qkv + (row * all + head) * size, cos + row * turned, sin + row * turned, turned,
-             size);
-        const float share = weights_of(weights, query, keys, count, size, scale);
-        for (long i = 0; i < size; i += 32)
-            mix(y + task * size + i, weights, share, values + i, count, size);
-    }
+#pragma omp parallel if (seen * heads > WORTHWHILE)
+    share_of_attention(&a);
 }
 
 /* --- element by element ---------------------------------------------------------------------- */
@@ -329,4 +360,66 @@ void gated_silu(const bf16 *x, bf16 *y, long rows, long size)
             const __m512 up = wide16(x + row * 2 * size + size + i);
             narrow16(y + row * size + i, _mm512_mul_ps(_mm512_div_ps(gate, below), up));
         }
+}
+
+/* --- all blocks of a model of the LLaMA family ------------------------------------------------ */
+
+struct block {
+    const bf16 *attention_norm, *mlp_norm;
+    struct matrix qkv, out, gate_up, down;
+};
+
+struct stack {
+    const struct block *blocks;
+    int64_t layers, width, inner;
+    float eps;
+};
+
+/* x += y, each thread where it computed y itself. */
+static void share_of_sum(bf16 *x, const bf16 *y, long rows, long size)
+{
+    const long part = omp_get_thread_num(), parts = omp_get_num_threads(), tiles = size / TILE;
+    for (long row = 0; row < rows; row++)
+        for (long i = tiles * part / parts * TILE; i < tiles * (part + 1) / parts * TILE; i += TILE) {
+            bf16 *to = x + row * size + i;
+            narrow16(to, _mm512_add_ps(wide16(to), wide16(y + row * size + i)));
+        }
+}
+
+/* The residual stream x (rows, width) through all blocks: what the functions above do one by one,
+   without ending and waking the threads between them. `scratch` has room for what is between. */
+void through_blocks(const struct stack *s, bf16 *x, bf16 *const *stored, bf16 *scratch,
+                    const int64_t *slots, const int64_t *positions, const bf16 *cos, const bf16 *sin,
+                    long rows, long heads, long kv_heads, long size, long turned, long capacity)
+{
+    const long width = s->width, inner = s->inner;
+    bf16 *normed = scratch, *qkv = normed + rows * width;
+    bf16 *seen = qkv + rows * (heads + 2 * kv_heads) * size, *y = seen + rows * heads * size;
+    bf16 *hidden = y + rows * width, *active = hidden + rows * 2 * inner;
+#pragma omp parallel
+    for (long layer = 0; layer < s->layers; layer++) {
+        const struct block *b = s->blocks + layer;
+        const struct attention a = {qkv,  stored[layer], slots,    positions, cos,    sin,      seen,
+                                    rows, heads,         kv_heads, size,      turned, capacity, 0};
+#pragma omp for schedule(static)
+        for (long row = 0; row < rows; row++)
+            rms_norm(x + row * width, b->attention_norm, s->eps, normed + row * width, 1, width);
+        share_of_product(&b->qkv, normed, rows, qkv);
+#pragma omp barrier
+        share_of_attention(&a);
+        share_of_product(&b->out, seen, rows, y);
+        share_of_sum(x, y, rows, width);
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (long row = 0; row < rows; row++)
+            rms_norm(x + row * width, b->mlp_norm, s->eps, normed + row * width, 1, width);
+        share_of_product(&b->gate_up, normed, rows, hidden);
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (long row = 0; row < rows; row++)
+            gated_silu(hidden + row * 2 * inner, active + row * inner, 1, inner);
+        share_of_product(&b->down, active, rows, y);
+        share_of_sum(x, y, rows, width);
+#pragma omp barrier
+    }
 }

@@ -1,0 +1,88 @@
+"""Drafts of how a reply goes on, looked up in what was said before, to be checked all in one step.
+
+Prompt lookup (A. Saxena, "Prompt Lookup Decoding", 2023): where the last tokens stood before, what
+followed there may follow again. The model's choice stays what it is: of a draft only what it would
+have chosen anyway is kept, so a wrong one costs a little time and nothing else.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LONGEST = 6
+"""Tokens back to which places are compared."""
+SHORTEST = 2
+"""Tokens that must have stood before."""
+PRIOR = (0.3, 0.4, 0.5, 0.6, 0.7)
+"""How often the next token was right, by how many tokens had stood before, from SHORTEST on."""
+PRIOR_WEIGHT = 4.0
+MEMORY = 0.9
+"""Share of what was learnt about this reply that a step leaves."""
+MOST_ROWS = 8
+"""Rows of a step with drafts: our kernel reads the weights once for so many."""
+FIXED_ROWS = 9
+"""What a step costs however few its rows are, in rows (`python -m bench.lookup`)."""
+
+
+class Drafter:
+    """What may follow in one reply, and how far that can be trusted."""
+
+    def __init__(self, prompt: Sequence[int], limit: int) -> None:
+        """`limit` is how many tokens the reply may get."""
+        self._tokens = np.empty(len(prompt) + limit, dtype=np.int32)
+        self._tokens[: len(prompt)] = prompt
+        self._count = len(prompt)
+        self._guess: list[int] = []
+        self._matched = SHORTEST
+        self._right = self._tried = 0.0
+
+    def push(self, token: int) -> None:
+        """The reply's next token; it tells how good the last guess was, checked or not."""
+        self._tokens[self._count] = token
+        self._count += 1
+        if self._guess:
+            right = self._guess.pop(0) == token
+            self._right = MEMORY * self._right + right
+            self._tried = MEMORY * self._tried + 1
+            if not right:
+                self._guess = []
+
+    def guess(self, most: int) -> list[int]:
+        """What may follow, `most` tokens at most; nothing if the last tokens are new."""
+        known = self._tokens[: self._count]
+        ends = np.flatnonzero(known[:-1] == known[-1]) + 1
+        matched = 1
+        while matched < min(LONGEST, len(known) - 1):
+            longer = ends[ends > matched]
+            longer = longer[known[longer - matched - 1] == known[-matched - 1]]
+            if not len(longer):
+                break
+            ends, matched = longer, matched + 1
+        self._matched, self._guess = matched, []
+        if matched >= SHORTEST:
+            # What goes beyond the newest token goes round: it repeats itself.
+            self._guess = np.resize(known[ends[-1] :], most).tolist()
+        return self._guess
+
+    def trust(self) -> float:
+        """How likely a token of the guess is to be right, given those before it."""
+        prior = PRIOR[self._matched - SHORTEST]
+        return (prior * PRIOR_WEIGHT + self._right) / (PRIOR_WEIGHT + self._tried)
+
+
+def worthwhile(drafters: Sequence[tuple[Drafter, int]]) -> list[list[int]]:
+    """A draft for each, the number at most: the tokens whose chances outweigh the rows they cost."""
+    rows = len(drafters)
+    guesses = [drafter.guess(min(most, MOST_ROWS - rows)) for drafter, most in drafters]
+    chances = [
+        (drafter.trust() ** place, at)
+        for at, (drafter, _) in enumerate(drafters)
+        for place in range(1, len(guesses[at]) + 1)
+    ]
+    lengths, expected = [0] * rows, float(rows)
+    for chance, at in sorted(chances, reverse=True)[: MOST_ROWS - rows]:
+        if chance * (FIXED_ROWS + rows) <= expected:  # fewer tokens for the time than without it
+            break
+        lengths[at] += 1
+        rows, expected = rows + 1, expected + chance
+    return [guess[:length] for guess, length in zip(guesses, lengths, strict=True)]
