@@ -13,7 +13,7 @@ LONGEST = 6
 """Tokens back to which places are compared."""
 SHORTEST = 2
 """Tokens that must have stood before."""
-PRIOR = (0.3, 0.4, 0.5, 0.6, 0.7)
+PRIOR = (0.45, 0.6, 0.7, 0.8, 0.9)
 """How often the next token was right, by how many tokens had stood before, from SHORTEST on."""
 PRIOR_WEIGHT = 4.0
 MEMORY = 0.9

@@ -138,7 +138,9 @@ def _weights(logits: Weights, temperature: float) -> Weights:
     """How likely each token is, over how likely the likeliest."""
     # From the largest down: divided by a tiny temperature the logits themselves would overflow.
     with np.errstate(over="ignore", under="ignore"):
-        return np.exp((logits - logits.max()) / max(temperature, LEAST_TEMPERATURE))
+        lead = logits - logits.max()
+        lead /= max(temperature, LEAST_TEMPERATURE)
+        return np.exp(lead, out=lead)
 
 
 def _likeliest(weights: Weights, least: float) -> Tokens:

@@ -246,7 +246,7 @@ def test_a_draft_shrinks_to_nothing_where_it_was_wrong_and_grows_where_it_was_ri
         for found in (right, wrong):
             found.guess(4)
         right.push(step % 8 + 1)
-        wrong.push((1, 2, 9)[step % 3])
+        wrong.push((1, 2, 100 + step)[step % 3])
 
     assert len(worthwhile([(right, 50)])[0]) == MOST_ROWS - 1
     assert len(worthwhile([(wrong, 50)])[0]) <= 1
