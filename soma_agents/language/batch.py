@@ -53,6 +53,7 @@ class Batch:
         self._lora: MixedLora | None = None
         self._prefixes = PrefixCache(tokens=cache_tokens // 4)
         self.prompt_tokens = self.completion_tokens = self.steps = 0
+        self.drafted_tokens = self.right_tokens = 0
 
     @property
     def busy(self) -> bool:
@@ -149,12 +150,10 @@ class Batch:
 
     def _drafted(self) -> list[list[int]]:
         """What is checked beside the newest token of each running reply, as far as it pays."""
-        drafters = [sequence.drafter for sequence in self.decoding]
-        if len(drafters) >= MOST_ROWS or None in drafters:
-            return [[] for _ in drafters]
-        return worthwhile(
-            [(d, s.limit - s.generated - 1) for d, s in zip(drafters, self.decoding)]
-        )
+        offers = [(s.drafter, s.limit - s.generated - 1) for s in self.decoding if s.drafter]
+        if not self._drafts or len(self.decoding) >= MOST_ROWS:
+            return [[] for _ in self.decoding]
+        return worthwhile(offers)
 
     def _adapters(self, runs: Items[list[int]]) -> MixedLora | None:
         if self._lora is None or all(len(run) == 1 for run in runs):
@@ -167,12 +166,14 @@ class Batch:
     ) -> FinishReason | None:
         """Take tokens as long as the draft is what would have been chosen without it, and one more."""
         sequence = self.decoding[row]
+        self.drafted_tokens += len(draft)
         for right, expected in enumerate((*draft, None)):
             reason = self._take(sequence, logits[right], likeliest[right])
             if reason is not None:
                 return reason
             if sequence.token != expected:
                 break
+            self.right_tokens += 1
         self._cache.keep(row, 1 + right)
         return None
 

@@ -44,6 +44,9 @@ class EngineStats:
     completion_tokens: int
     steps: int
     busy_s: float
+    drafted_tokens: int = 0
+    right_tokens: int = 0
+    """Of those drafted."""
 
 
 class Engine:
@@ -180,6 +183,8 @@ class Engine:
             completion_tokens=0 if batch is None else batch.completion_tokens,
             steps=0 if batch is None else batch.steps,
             busy_s=self._busy_s,
+            drafted_tokens=0 if batch is None else batch.drafted_tokens,
+            right_tokens=0 if batch is None else batch.right_tokens,
         )
 
     def _sequence(self, request: GenerationRequest) -> Sequence:

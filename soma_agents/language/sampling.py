@@ -116,8 +116,9 @@ class Sampler:
         return place if isinstance(tokens, slice) else int(tokens[place])
 
     def _candidates(self, logits: Tensor, weights: Weights) -> tuple[Tokens | slice, float]:
-        """The tokens that may be drawn, likeliest first unless all may; and the weight of all that
-        top_k and min_p leave, listed or not, where top_p asks for it.
+        """The tokens that may be drawn, likeliest first unless all may.
+
+        And the weight of all that top_k and min_p leave, listed or not, where top_p asks for it.
         """
         sampling = self.sampling
         if sampling.top_k:

@@ -16,7 +16,7 @@ from soma_agents.language.engine import Engine
 from soma_agents.language.mixed_lora import MixedLora, PackedLora
 from soma_agents.language.model import load_model
 from soma_agents.language.native import kernels
-from soma_agents.language.requests import Finished, GenerationRequest, Piece
+from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
 from soma_agents.language.sou.convert import save_model
 from soma_agents.language.transformer import Transformer
@@ -52,6 +52,7 @@ def stored(tiny, make_config, tmp_path_factory):
 
 @pytest.fixture
 def small(stored, whose):
+    assert whose
     return load_model(str(stored))
 
 
@@ -156,9 +157,7 @@ async def test_who_is_cancelled_in_the_middle_of_drafts_harms_nobody(both):
 
 @pytest.mark.parametrize("window", [0, 24])
 @pytest.mark.usefixtures("whose")
-def test_a_drafted_row_has_bit_for_bit_the_logits_of_a_step_of_its_own(
-    small, make_adapter, window
-):
+def test_a_drafted_row_has_bit_for_bit_the_logits_of_a_step_of_its_own(small, make_adapter, window):
     config = replace(small.config, window=window)
     model = replace(small, config=config)
     adapters = [PackedLora(make_adapter(config, 1), torch.bfloat16), None, None]
@@ -193,7 +192,7 @@ def test_all_blocks_in_one_call_compute_what_they_do_one_by_one(stored):
     for stacked in (True, False):
         decoder, cache = Decoder(model), BatchCache(model.config, torch.bfloat16)
         if not stacked:
-            decoder._stack = None  # noqa: SLF001 - as for a model of another family
+            decoder._stack = None  # as for a model of another family
         with torch.inference_mode():
             for length in (70, 3):
                 prompt = PromptCache(model.config, length, torch.bfloat16)
