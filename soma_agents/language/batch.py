@@ -125,7 +125,7 @@ class Batch:
         logits = self._decoder.head(hidden[0, -1:])
         sequence.first_token = time.perf_counter() - sequence.submitted
         sequence.cache = None
-        sequence.drafter = Drafter(prompt, sequence.limit) if self._drafts else None
+        sequence.drafter = Drafter(prompt) if self._drafts else None
         reason = self._take(sequence, logits[0], _likeliest(logits)[0])
         if reason is not None:
             self._finish(sequence, reason)
@@ -150,9 +150,9 @@ class Batch:
 
     def _drafted(self) -> list[list[int]]:
         """What is checked beside the newest token of each running reply, as far as it pays."""
-        offers = [(s.drafter, s.limit - s.generated - 1) for s in self.decoding if s.drafter]
         if not self._drafts or len(self.decoding) >= MOST_ROWS:
             return [[] for _ in self.decoding]
+        offers = [(s.drafter, s.limit - s.generated - 1) for s in self.decoding if s.drafter]
         return worthwhile(offers)
 
     def _adapters(self, runs: Items[list[int]]) -> MixedLora | None:

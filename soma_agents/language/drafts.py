@@ -6,13 +6,14 @@ have chosen anyway is kept, so a wrong one costs a little time and nothing else.
 """
 
 from collections.abc import Sequence
-
-import numpy as np
+from itertools import takewhile
 
 LONGEST = 6
-"""Tokens back to which places are compared."""
+"""Tokens that are compared, to know how far to trust a place."""
 SHORTEST = 2
 """Tokens that must have stood before."""
+SIZES = (4, SHORTEST)
+"""So many are looked up, the most first."""
 PRIOR = (0.45, 0.6, 0.7, 0.8, 0.9)
 """How often the next token was right, by how many tokens had stood before, from SHORTEST on."""
 PRIOR_WEIGHT = 4.0
@@ -20,26 +21,29 @@ MEMORY = 0.9
 """Share of what was learnt about this reply that a step leaves."""
 MOST_ROWS = 8
 """Rows of a step with drafts: our kernel reads the weights once for so many."""
-FIXED_ROWS = 9
+FIXED_ROWS = 6
 """What a step costs however few its rows are, in rows (`python -m bench.lookup`)."""
 
 
 class Drafter:
     """What may follow in one reply, and how far that can be trusted."""
 
-    def __init__(self, prompt: Sequence[int], limit: int) -> None:
-        """`limit` is how many tokens the reply may get."""
-        self._tokens = np.empty(len(prompt) + limit, dtype=np.int32)
-        self._tokens[: len(prompt)] = prompt
-        self._count = len(prompt)
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self._tokens = list(prompt)
+        self._behind: dict[int, dict[tuple[int, ...], int]] = {}
+        """By length: where what followed such tokens begins; the newest are not in it yet."""
+        for size in SIZES:
+            grams = zip(*(self._tokens[i:] for i in range(size)), strict=False)
+            self._behind[size] = dict(zip(grams, range(size, len(prompt)), strict=False))
         self._guess: list[int] = []
         self._matched = SHORTEST
         self._right = self._tried = 0.0
 
     def push(self, token: int) -> None:
         """The reply's next token; it tells how good the last guess was, checked or not."""
-        self._tokens[self._count] = token
-        self._count += 1
+        for size, behind in self._behind.items():
+            behind[tuple(self._tokens[-size:])] = len(self._tokens)
+        self._tokens.append(token)
         if self._guess:
             right = self._guess.pop(0) == token
             self._right = MEMORY * self._right + right
@@ -49,20 +53,21 @@ class Drafter:
 
     def guess(self, most: int) -> list[int]:
         """What may follow, `most` tokens at most; nothing if the last tokens are new."""
-        known = self._tokens[: self._count]
-        ends = np.flatnonzero(known[:-1] == known[-1]) + 1
-        matched = 1
-        while matched < min(LONGEST, len(known) - 1):
-            longer = ends[ends > matched]
-            longer = longer[known[longer - matched - 1] == known[-matched - 1]]
-            if not len(longer):
-                break
-            ends, matched = longer, matched + 1
-        self._matched, self._guess = matched, []
-        if matched >= SHORTEST:
+        found = (behind.get(tuple(self._tokens[-size:])) for size, behind in self._behind.items())
+        start = next((place for place in found if place), None)
+        if start is None:
+            self._guess = []
+        else:
+            self._matched = self._stood_before(start)
+            followed = self._tokens[start : start + max(most, 1)]
             # What goes beyond the newest token goes round: it repeats itself.
-            self._guess = np.resize(known[ends[-1] :], most).tolist()
+            self._guess = (followed * (most // len(followed) + 1))[:most]
         return self._guess
+
+    def _stood_before(self, start: int) -> int:
+        """How many of the last tokens, LONGEST at most, stood before `start`, too."""
+        pairs = zip(reversed(self._tokens[max(0, start - LONGEST) : start]), reversed(self._tokens))
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def trust(self) -> float:
         """How likely a token of the guess is to be right, given those before it."""

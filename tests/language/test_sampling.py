@@ -131,3 +131,17 @@ def test_any_settings_choose_some_token(logits, top_k, top_p, min_p, temperature
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=1)
 
     assert 0 <= Sampler(sampling, ()).choose(torch.tensor(logits)) < len(logits)
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_p": 0.4}, {}], ids=str)
+def test_a_draw_is_what_sorting_every_token_gives(settings):
+    logits = torch.randn(200, 3000, generator=torch.Generator().manual_seed(2)) * 4
+    sampler, dice = Sampler(Sampling(seed=9, **settings), ()), torch.Generator().manual_seed(9)
+
+    for row in logits:
+        order = row.argsort(descending=True, stable=True) if settings else torch.arange(3000)
+        cumulative = torch.softmax(row.double(), -1)[order].cumsum(-1)
+        if settings:
+            cumulative = cumulative[: int((cumulative < settings["top_p"]).sum()) + 1]
+        point = torch.rand((), generator=dice, dtype=torch.double) * cumulative[-1]
+        assert sampler.choose(row) == order[int((cumulative <= point).sum())]
