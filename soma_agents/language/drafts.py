@@ -19,10 +19,11 @@ PRIOR = (0.45, 0.6, 0.7, 0.8, 0.9)
 PRIOR_WEIGHT = 4.0
 MEMORY = 0.9
 """Share of what was learnt about this reply that a step leaves."""
-MOST_ROWS = 8
-"""Rows of a step with drafts: our kernel reads the weights once for so many."""
-FIXED_ROWS = 6
-"""What a step costs however few its rows are, in rows (`python -m bench.lookup`)."""
+MOST_ROWS = 16
+"""Rows of a step with drafts at most."""
+FIXED_ROWS = 5
+"""What a step costs however few its rows are, in rows: 5 to 6 by our kernels, with adapters too, 3 by
+torch's products (`python -m bench.lookup`)."""
 
 
 class Drafter:

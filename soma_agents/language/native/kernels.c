@@ -129,12 +129,13 @@ static void look(const struct attention *a, long row, long head)
 }
 
 /* The calling thread's share of both, once all are stored: several rows may be of one slot. */
-static void share_of_attention(const struct attention *a)
+static void share_of_attention(const struct attention *a, struct meeting *all)
 {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (long task = 0; task < a->rows * a->kv_heads; task++)
         store(a, task / a->kv_heads, task % a->kv_heads);
-#pragma omp for schedule(static)
+    meet(all);
+#pragma omp for schedule(static) nowait
     for (long task = 0; task < a->rows * a->heads; task++) look(a, task / a->heads, task % a->heads);
 }
 
@@ -146,8 +147,9 @@ void attend(const bf16 *qkv, bf16 *stored, const int64_t *slots, const int64_t *
                                 rows, heads, kv_heads, size, turned, capacity, window};
     long seen = 0;
     for (long row = 0; row < rows; row++) seen += positions[row] + 1;
+    struct meeting all = {0, 0};
 #pragma omp parallel if (seen * heads > WORTHWHILE)
-    share_of_attention(&a);
+    share_of_attention(&a, &all);
 }
 
 /* --- element by element ---------------------------------------------------------------------- */
@@ -211,30 +213,35 @@ void through_blocks(const struct stack *s, bf16 *x, bf16 *const *stored, bf16 *s
     bf16 *normed = scratch, *qkv = normed + rows * width;
     bf16 *seen = qkv + rows * (heads + 2 * kv_heads) * size, *y = seen + rows * heads * size;
     bf16 *hidden = y + rows * width, *active = hidden + rows * 2 * inner;
+    struct meeting all = {0, 0};
 #pragma omp parallel
     for (long layer = 0; layer < s->layers; layer++) {
         const struct block *b = s->blocks + layer;
         const struct attention a = {qkv,  stored[layer], slots,    positions, cos,    sin,      seen,
                                     rows, heads,         kv_heads, size,      turned, capacity, 0};
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (long row = 0; row < rows; row++)
             rms_norm(x + row * width, b->attention_norm, s->eps, normed + row * width, 1, width);
+        meet(&all);
         share_of_product(&b->qkv, normed, rows, qkv);
-#pragma omp barrier
-        share_of_attention(&a);
+        meet(&all);
+        share_of_attention(&a, &all);
+        meet(&all);
         share_of_product(&b->out, seen, rows, y);
         share_of_sum(x, y, rows, width);
-#pragma omp barrier
-#pragma omp for schedule(static)
+        meet(&all);
+#pragma omp for schedule(static) nowait
         for (long row = 0; row < rows; row++)
             rms_norm(x + row * width, b->mlp_norm, s->eps, normed + row * width, 1, width);
+        meet(&all);
         share_of_product(&b->gate_up, normed, rows, hidden);
-#pragma omp barrier
-#pragma omp for schedule(static)
+        meet(&all);
+#pragma omp for schedule(static) nowait
         for (long row = 0; row < rows; row++)
             gated_silu(hidden + row * 2 * inner, active + row * inner, 1, inner);
+        meet(&all);
         share_of_product(&b->down, active, rows, y);
         share_of_sum(x, y, rows, width);
-#pragma omp barrier
+        meet(&all);
     }
 }

@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 #include <omp.h>
+#include <sched.h>
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
@@ -9,7 +10,7 @@
 
 /* Scores below which waking another core takes longer than the work. */
 enum { WORTHWHILE = 4096 };
-enum { TILE = 16, GROUP = 32, MOST_ROWS = 8 };
+enum { TILE = 16, GROUP = 32, MOST_ROWS = 8, MOST_TILES = 4, MOST_TOGETHER = 64, PATIENCE = 500 };
 
 /* Bytes of 16 outputs' numbers of one group. */
 #define BLOCK(bits) (GROUP * TILE / 8 * (bits))
@@ -50,6 +51,25 @@ INLINE __m512 exp16(__m512 x)
     EACH for (int i = 0; i < 6; i++)
         sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factors[i]));
     return _mm512_scalef_ps(sum, whole);
+}
+
+/* Where the threads of a step wait for each other. OpenMP's own barrier puts them to sleep at once
+   where a process has more threads than cores, and waking takes longer than the work between. */
+struct meeting {
+    long arrived, round;
+};
+
+static void meet(struct meeting *m)
+{
+    const long round = __atomic_load_n(&m->round, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_ACQ_REL) == omp_get_num_threads()) {
+        __atomic_store_n(&m->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&m->round, round + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (long turns = 0; __atomic_load_n(&m->round, __ATOMIC_ACQUIRE) == round; turns++)
+        if (turns < PATIENCE) _mm_pause();
+        else sched_yield(); /* the other may need this core */
 }
 
 int supported(void)
@@ -173,25 +193,38 @@ INLINE void some_outputs(const struct product *p, long rows, long tile, long end
     }
 }
 
+/* Up to MOST_TOGETHER rows and tiles `tile` to `end`: a few tiles for all rows, then the next, so that
+   what rows beyond the first MOST_ROWS multiply lies in the cache. */
+static void rows_together(const struct matrix *m, const bf16 *x, long rows, bf16 *y, long tile, long end)
+{
+    const long groups = m->inputs / GROUP;
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3F80);
+    float x_sums[rows * groups];
+    for (long i = 0; i < rows * groups; i++) {
+        __m512bh group = (__m512bh)_mm512_loadu_si512(x + i * GROUP);
+        x_sums[i] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), group, ones));
+    }
+    const long few = rows > MOST_ROWS ? MOST_TILES : end - tile;
+    for (long stop; tile < end; tile = stop) {
+        stop = tile + few < end ? tile + few : end;
+        for (long row = 0; row < rows; row += MOST_ROWS) {
+            const long some = rows - row < MOST_ROWS ? rows - row : MOST_ROWS;
+            const struct product p = {m, x + row * m->inputs, x_sums + row * groups,
+                                      y + row * m->outputs};
+            if (m->bits == 8) some_outputs(&p, some, tile, stop, 8);
+            else some_outputs(&p, some, tile, stop, 4);
+        }
+    }
+}
+
 /* The calling thread's share of the outputs of a product. */
 static void share_of_product(const struct matrix *m, const bf16 *x, long rows, bf16 *y)
 {
-    const long groups = m->inputs / GROUP, tiles = m->outputs / TILE;
-    const long part = omp_get_thread_num(), parts = omp_get_num_threads();
+    const long part = omp_get_thread_num(), parts = omp_get_num_threads(), tiles = m->outputs / TILE;
     const long tile = tiles * part / parts, end = tiles * (part + 1) / parts;
-    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3F80);
-    for (long row = 0; row < rows; row += MOST_ROWS) {
-        const long some = rows - row < MOST_ROWS ? rows - row : MOST_ROWS;
-        const bf16 *from = x + row * m->inputs;
-        float x_sums[some * groups];
-        for (long i = 0; i < some * groups; i++) {
-            __m512bh group = (__m512bh)_mm512_loadu_si512(from + i * GROUP);
-            x_sums[i] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), group, ones));
-        }
-        const struct product p = {m, from, x_sums, y + row * m->outputs};
-        if (m->bits == 8) some_outputs(&p, some, tile, end, 8);
-        else some_outputs(&p, some, tile, end, 4);
-    }
+    for (long row = 0; row < rows; row += MOST_TOGETHER)
+        rows_together(m, x + row * m->inputs, rows - row < MOST_TOGETHER ? rows - row : MOST_TOGETHER,
+                      y + row * m->outputs, tile, end);
 }
 
 void block_product(const struct matrix *m, const bf16 *x, long rows, bf16 *y)
