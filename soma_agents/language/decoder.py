@@ -65,8 +65,8 @@ class Step:
     """(B) of the cache."""
     positions: Tensor
     """(B) of the new tokens."""
-    alone: bool
-    """Whether each slot has one new token."""
+    runs: int
+    """Slots in use; each has one new token or more."""
     wide: View
     near: View
     lora: MixedLora | None
@@ -109,7 +109,7 @@ class Decoder:
         wide = near = self._view(self._turns, positions, 0)
         if window := self._config.window:
             near = self._view(self._near_turns, positions, window)
-        step = Step(slots, positions, len(tokens) == len(runs), wide, near, lora)
+        step = Step(slots, positions, len(runs), wide, near, lora)
         x = self._transformer.embed(tokens, positions)
         if self._stack and lora is None:
             x = self._stack(x, cache.layers, (slots, positions), (wide.cos, wide.sin))
@@ -178,13 +178,14 @@ class Decoder:
         rotated = self._rotated(heads[:, : H + K], view)
         fresh = torch.cat((rotated[:, H:], heads[:, H + K :]), dim=1)  # (B, 2K, D)
         stored[step.slots, :, step.positions] = fresh
-        rows = stored[: len(qkv)] if step.alone else stored[step.slots]
-        return self._attended(rotated[:, :H], rows, view)
+        return self._attended(rotated[:, :H], stored, view, step)
 
-    def _attended(self, q: Tensor, rows: Tensor, view: View) -> Tensor:
+    def _attended(self, q: Tensor, stored: Tensor, view: View, step: Step) -> Tensor:
         B, H, D = q.shape
         K, mask = self._config.kv_heads, cast("Tensor", view.mask)
-        seen = rows[:, :, : mask.shape[-1]]
+        seen = stored[: step.runs, :, : mask.shape[-1]]
+        if step.runs < B:  # copied only where it must be
+            seen = seen.expand(B, -1, -1, -1) if step.runs == 1 else seen[step.slots]
         y = F.scaled_dot_product_attention(q.view(B, K, H // K, D), seen[:, :K], seen[:, K:], mask)
         return y.reshape(B, H * D)
 

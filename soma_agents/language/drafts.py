@@ -67,7 +67,8 @@ class Drafter:
 
     def _stood_before(self, start: int) -> int:
         """How many of the last tokens, LONGEST at most, stood before `start`, too."""
-        pairs = zip(reversed(self._tokens[max(0, start - LONGEST) : start]), reversed(self._tokens))
+        before = reversed(self._tokens[max(0, start - LONGEST) : start])
+        pairs = zip(before, reversed(self._tokens), strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def trust(self) -> float:
