@@ -165,16 +165,17 @@ class Batch:
         self, row: int, draft: Items[int], logits: Tensor, likeliest: Items[int]
     ) -> FinishReason | None:
         """Take tokens as long as the draft is what would have been chosen without it, and one more."""
-        sequence = self.decoding[row]
+        sequence, kept = self.decoding[row], 0
         self.drafted_tokens += len(draft)
-        for right, expected in enumerate((*draft, None)):
-            reason = self._take(sequence, logits[right], likeliest[right])
+        for expected in (*draft, None):
+            reason = self._take(sequence, logits[kept], likeliest[kept])
             if reason is not None:
                 return reason
+            kept += 1
             if sequence.token != expected:
                 break
             self.right_tokens += 1
-        self._cache.keep(row, 1 + right)
+        self._cache.keep(row, kept)
         return None
 
     def _take(self, sequence: Sequence, logits: Tensor, likeliest: int) -> FinishReason | None:
