@@ -22,8 +22,7 @@ MEMORY = 0.9
 MOST_ROWS = 16
 """Rows of a step with drafts at most."""
 FIXED_ROWS = 5
-"""What a step costs however few its rows are, in rows: 5 to 6 by our kernels, with adapters too, 3 by
-torch's products (`python -m bench.lookup`)."""
+"""What a step costs however few its rows are, in rows (`python -m bench.lookup`, `step_ms`)."""
 
 
 class Drafter:
