@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import uvicorn
 
@@ -26,35 +27,36 @@ async def run_alone(settings: Settings, stop: asyncio.Event, report: Callable[[s
     Raises:
         SomaError: something did not start.
     """
-    runtime = await LocalRuntime.start(
-        settings, trainer=LocalTrainer(settings), examiner=LocalExaminer(settings)
-    )
-    model, engine = await started_engine(settings)
-    services = Services.over(
-        settings=settings,
-        log=runtime.log,
-        directory=runtime.directory,
-        owners=runtime,
-        model=model,
-        engine=engine,
-        keys=ApiKeys(settings.keys_file, runtime.clock),
-        clock=runtime.clock,
-        ids=runtime.ids,
-        cores=tuple(sorted(os.sched_getaffinity(0))),
-    )
-    schedule = Schedule(settings, runtime.publisher, runtime.log, runtime.clock)
-    server = _server(settings, services)
-    serving = asyncio.create_task(server.serve())
-    schedule.start()
-    try:
-        await _watch(server, serving, stop, report)
-    finally:
-        schedule.stop()
-        await services.gateway.drain(_DRAIN_SECONDS)
-        server.should_exit = True
-        await asyncio.wait([serving])
-        await engine.close()
-        await runtime.close()
+    async with AsyncExitStack() as started:
+        runtime = await LocalRuntime.start(
+            settings, trainer=LocalTrainer(settings), examiner=LocalExaminer(settings)
+        )
+        started.push_async_callback(runtime.close)
+        model, engine = await started_engine(settings)
+        started.push_async_callback(engine.close)
+        services = Services.over(
+            settings=settings,
+            log=runtime.log,
+            directory=runtime.directory,
+            owners=runtime,
+            model=model,
+            engine=engine,
+            keys=ApiKeys(settings.keys_file, runtime.clock),
+            clock=runtime.clock,
+            ids=runtime.ids,
+            cores=tuple(sorted(os.sched_getaffinity(0))),
+        )
+        schedule = Schedule(settings, runtime.publisher, runtime.log, runtime.clock)
+        server = _server(settings, services)
+        serving = asyncio.create_task(server.serve())
+        schedule.start()
+        try:
+            await _watch(server, serving, stop, report)
+        finally:
+            schedule.stop()
+            await services.gateway.drain(_DRAIN_SECONDS)
+            server.should_exit = True
+            await asyncio.wait([serving])
 
 
 def _server(settings: Settings, services: Services) -> uvicorn.Server:
