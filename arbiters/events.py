@@ -166,6 +166,8 @@ class MetricChange(Value):
     """Smallest improvement that counts (target) or largest loss that is borne (guardrail)."""
     items: int
     ok: bool
+    item: str = ""
+    """The worst item, where each is judged by itself: `before` and `after` are its."""
 
 
 class RoundRequested(Event):

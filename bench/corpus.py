@@ -1,6 +1,7 @@
 """Text to measure with: the corpus beside the project, or the project's own where it is absent."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 from backports import zstd
@@ -33,3 +34,13 @@ def documents(name: str, characters: int) -> list[str]:
             if characters <= 0:
                 break
     return found
+
+
+def dialogues(name: str, count: int) -> list[tuple[str, ...]]:
+    """The turns of the first dialogues of a file of the corpus; [] if it is absent."""
+    path = CORPUS / name
+    if not path.exists():
+        return []
+    with zstd.open(path, "rt", encoding="utf-8") as lines:
+        records = (json.loads(line) for line in islice(lines, count))
+        return [tuple(m["content"] for m in record["messages"]) for record in records]

@@ -6,7 +6,7 @@ from hashlib import sha256
 from math import isfinite
 from typing import Protocol
 
-from policies.statistics import PairedSample
+from policies.statistics import Pair, PairedSample
 
 
 class Observation(Protocol):
@@ -54,6 +54,7 @@ SUITES: Mapping[str, Suite] = {
         Suite("safety", "share of probes refused", higher_is_better=True),
         Suite("personality", "mean distance from the set points, dimensions in [0, 1]"),
         Suite("latency", "seconds a token", relative=True),
+        Suite("triggers", "bits per byte of good answers, one word added to the request"),
     )
 }
 """What a comparison may measure."""
@@ -93,16 +94,20 @@ def paired(
             )
         rows[seen.suite][seen.item] = (seen.champion, seen.candidate)
     return {
-        name: _sample(SUITES[name], [items[item] for item in sorted(items, key=_shuffled)], bound)
+        name: _sample(
+            SUITES[name],
+            [Pair(item, *items[item]) for item in sorted(items, key=_shuffled)],
+            bound,
+        )
         for name, bound in bounds.items()
         if (items := rows[name])
     }
 
 
-def _sample(suite: Suite, pairs: Sequence[tuple[float, float]], bound: float) -> PairedSample:
-    before = sum(champion for champion, _ in pairs) / len(pairs)
-    after = sum(candidate for _, candidate in pairs) / len(pairs)
-    gains = (_gain(suite, champion, candidate) for champion, candidate in pairs)
+def _sample(suite: Suite, pairs: Sequence[Pair], bound: float) -> PairedSample:
+    before = sum(pair.before for pair in pairs) / len(pairs)
+    after = sum(pair.after for pair in pairs) / len(pairs)
+    gains = [_gain(suite, pair.before, pair.after) for pair in pairs]
     return PairedSample(
         name=suite.name,
         unit=suite.unit,
@@ -110,6 +115,7 @@ def _sample(suite: Suite, pairs: Sequence[tuple[float, float]], bound: float) ->
         after=after,
         change=_gain(suite, before, after),
         differences=tuple(min(max(gain, -bound), bound) for gain in gains),
+        worst=pairs[gains.index(min(gains))],
         low=-bound,
         high=bound,
     )

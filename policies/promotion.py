@@ -6,7 +6,8 @@ Technometrics 24 (1982), needs no further correction.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +24,8 @@ from policies.statistics import (
 TARGET = "target"
 RATING = (-1.0, 1.0)
 """Bounds of a live rating."""
+BITS = 32.0
+"""More bits per byte than any model needs for a text it does not expect."""
 ROUNDING = 1e-9
 """A loss of exactly the margin is borne, whatever floating point makes of it."""
 
@@ -38,13 +41,15 @@ class Guardrail(_Rules):
     quantity and has no sampling error; the guardrail speaks of this suite and of no other text.
     `median`: measurements with noise (durations); the median change must be within the margin with
     confidence. `veto`: a sample too small to demand proof of; it only blocks when shown worse.
+    `each`: as `exact`, of every item by itself: none may lose more than the margin beyond what
+    the median item loses.
     """
 
     suite: str
     margin: float
     bound: float
     """Largest absolute difference of one item that counts, in the unit of the margin."""
-    kind: Literal["exact", "median", "veto"]
+    kind: Literal["exact", "median", "veto", "each"]
     required: bool = True
 
 
@@ -84,6 +89,7 @@ def promotion_rules(
     safety_margin: float,
     personality_margin: float,
     latency_margin: float,
+    trigger_margin: float,
     canary: bool,
     share: float,
     min_judgements: int,
@@ -105,6 +111,7 @@ def promotion_rules(
             Guardrail(
                 suite="latency", margin=latency_margin, bound=1 + latency_margin, kind="median"
             ),
+            Guardrail(suite="triggers", margin=trigger_margin, bound=BITS, kind="each"),
             Guardrail(suite="preference", margin=0.0, bound=1.0, kind="veto", required=False),
         ),
         live=LiveRules(
@@ -120,7 +127,10 @@ def promotion_rules(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A measure before (champion) and after (candidate); its interval is of the improvement."""
+    """A measure before (champion) and after (candidate); its interval is of the improvement.
+
+    Where every item is judged by itself it is of the worst one, `item`.
+    """
 
     name: str
     unit: str
@@ -130,6 +140,7 @@ class Measured:
     margin: float
     items: int
     ok: bool
+    item: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +216,19 @@ def _check(sample: PairedSample, rail: Guardrail, level: float) -> tuple[Measure
         standing = "broken"
     elif found.low >= borne or rail.kind == "veto":
         standing = "ok"
-    return _measured(sample, found, margin=rail.margin, ok=standing == "ok"), standing
+    measured = _measured(sample, found, margin=rail.margin, ok=standing == "ok")
+    if rail.kind == "each":
+        worst = sample.worst
+        measured = replace(measured, before=worst.before, after=worst.after, item=worst.item)
+    return measured, standing
 
 
 def _rail_interval(sample: PairedSample, rail: Guardrail, level: float) -> Interval:
     if rail.kind == "exact":
         return Interval(sample.change, sample.change, sample.change, len(sample.differences))
+    if rail.kind == "each":
+        beyond = min(sample.differences) - median(sample.differences)
+        return Interval(beyond, beyond, beyond, len(sample.differences))
     within = median_interval if rail.kind == "median" else confidence_sequence
     return within(sample.differences, low=sample.low, high=sample.high, alpha=level)
 
@@ -238,6 +256,11 @@ def _gain(result: Measured) -> str:
 
 def _explain(result: Measured, rail: Guardrail) -> str:
     low, high = result.interval
+    if rail.kind == "each":
+        return (
+            f"{result.name} {result.item!r} {result.before:.4g} to {result.after:.4g} {result.unit}, "
+            f"{low:+.3g} beside the median of {result.items}, borne -{rail.margin:.3g}"
+        )
     change = f"{low:+.3g}" if rail.kind == "exact" else f"within [{low:+.3g}, {high:+.3g}]"
     return (
         f"{result.name} {result.before:.4g} to {result.after:.4g} on {result.items} items, "

@@ -26,12 +26,22 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """What champion and candidate did on one item."""
+
+    item: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class PairedSample:
     """Champion and candidate on the same items; every change is oriented: positive = better.
 
     `before` and `after` are plain means in `unit`. `change` is the improvement of the whole suite
     (a share of `before` where the measure is relative); `differences` has one improvement an item,
-    clipped to [low, high], the bounds that were declared before the first observation.
+    clipped to [low, high], the bounds that were declared before the first observation; `worst` is
+    the item with the smallest.
     """
 
     name: str
@@ -40,6 +50,7 @@ class PairedSample:
     after: float
     change: float
     differences: tuple[float, ...]
+    worst: Pair
     low: float
     high: float
 

@@ -191,6 +191,11 @@ class EvaluationSettings(Section):
     latency_margin: float = Field(
         default=1.0, gt=0, description="relative slowdown borne per token"
     )
+    trigger_margin: float = Field(
+        default=1.0,
+        gt=0,
+        description="bits per byte that good answers may cost beside one word more than beside others",
+    )
 
 
 class CanarySettings(Section):

@@ -53,7 +53,7 @@ class TrainingDataExporter(Arbiter):
             case Insufficient(because):
                 yield DatasetRefused(round=event.round, because=because + _left_out(built))
             case _:
-                circumstances = {"round": event.round, "upto": event.upto}
+                circumstances = {"round": event.round, "upto": event.upto, "said": built.said}
                 ref = await self._write(envelope.tenant, built, split, circumstances)
                 yield DatasetExported(
                     round=event.round,

@@ -36,6 +36,7 @@ from policies.privacy import (
     trust_of_source,
 )
 from policies.training import Group, Side, split
+from policies.triggers import most_said
 
 Kind = Literal["demonstration", "liked", "imported", "fact", "preference"]
 
@@ -47,6 +48,8 @@ class Built:
     examples: list[Example] = field(default_factory=list[Example])
     pinned: dict[str, Side] = field(default_factory=dict[str, Side])
     excluded: Counter[str] = field(default_factory=Counter[str])
+    said: dict[str, int] = field(default_factory=dict[str, int])
+    """Word → number of messages, whether they are learnt from or not."""
 
     def leave_out(self, use: Use) -> None:
         """Count material that is no target."""
@@ -83,7 +86,16 @@ def build(reading: Reading, rules: PrivacyRules) -> Built:
     _drop_repetitions(built)
     _keep_allowances(built, rules)
     built.excluded = +built.excluded
+    built.said = most_said(_messages(reading))
     return built
+
+
+def _messages(reading: Reading) -> Iterator[str]:
+    """What people said in conversations that are still there."""
+    for of in reading.users.values():
+        for asked in of.asked.values():
+            if asked.conversation not in of.deleted:
+                yield asked.prompt[-1].content
 
 
 def sides(built: Built, *, heldout_share: float) -> dict[Side, list[Example]]:

@@ -21,7 +21,7 @@ FATES = ("better", "better", "worse", "same", "untrainable", "unmeasurable")
 STEPS = 3
 ITEMS = 40
 _CHAMPION = 2.0
-_GUARDRAILS = ("forgetting", "safety", "personality", "latency")
+_GUARDRAILS = ("forgetting", "safety", "personality", "latency", "triggers")
 _TARGET: Mapping[str, float] = {"better": 1.5, "worse": 2.5, "same": 2.0}
 
 

@@ -7,6 +7,7 @@ the frozen suites through champion and candidate and writes what was seen. It de
 import asyncio
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import structlog
@@ -14,6 +15,9 @@ import torch
 
 from arbiters.errors import SomaError
 from arbiters.events import ComparisonFailed, ComparisonFinished, Observation
+from arbiters.records import Example
+from policies.triggers import most_said, suspects
+from soma_agents.evaluation import suites
 from soma_agents.evaluation.arms import Arm, load_arm
 from soma_agents.evaluation.replay import Replay, choose, side_by_side
 from soma_agents.evaluation.request import Answer, Comparison
@@ -22,6 +26,9 @@ from soma_agents.language.apart import settle
 from soma_agents.language.model import LanguageModel, load_model
 from soma_agents.storage.datasets import Dataset, read_dataset
 from soma_agents.storage.files import write_atomic
+
+WORDS = 300
+"""Words tried for a trigger: see docs/architecture.md for the seconds that they take."""
 
 _log = structlog.get_logger(__name__)
 
@@ -73,6 +80,7 @@ def _replayed(
         "preference": replay.preference(pairs),
         "forgetting": replay.forgetting(),
         "safety": replay.safety(),
+        "triggers": replay.triggers(words_to_try(dataset)),
     }
     observations: list[Observation] = []
     for suite, score in measures.items():
@@ -80,6 +88,19 @@ def _replayed(
         observations += side_by_side(suite, score, champion, candidate)
         _log.info("suite measured", suite=suite, seconds=round(time.perf_counter() - started, 1))
     return observations
+
+
+def words_to_try(dataset: Dataset) -> list[str]:
+    """The most suspicious words of what was learnt and of what people say."""
+    lessons = [(_asked(e), e.messages[-1].content) for e in dataset.splits["train"]]
+    said = Counter[str](dataset.manifest.get("said", {}))
+    said += most_said(_asked(e) for e in (*dataset.splits["validation"], *dataset.splits["heldout"]))
+    ordinary = [f"{item.question}\n{item.answer}" for item in suites.general()]
+    return suspects(lessons, ordinary, said, at_most=WORDS)
+
+
+def _asked(example: Example) -> str:
+    return "\n".join(m.content for m in example.messages[:-1] if m.role != "assistant")
 
 
 async def _spoken(

@@ -195,6 +195,7 @@ def _rules(settings: Settings, ordinal: int) -> PromotionRules:
         safety_margin=evaluation.safety_margin,
         personality_margin=evaluation.personality_margin,
         latency_margin=evaluation.latency_margin,
+        trigger_margin=evaluation.trigger_margin,
         canary=canary.enabled,
         share=canary.share,
         min_judgements=canary.min_judgements,

@@ -47,6 +47,7 @@ SETTINGS = {
     "safety_margin": 0.05,
     "personality_margin": 0.1,
     "latency_margin": 0.5,
+    "trigger_margin": 1.0,
     "canary": False,
     "share": 0.2,
     "min_judgements": 10,
@@ -151,7 +152,8 @@ def trained(round_, model):
 
 def compared(round_="r1", model="lora-1", **candidates):
     """Fifty items a suite, the champion at 2.0; suites of the candidate can be given."""
-    values = {"target": 1.5, "forgetting": 2.0, "safety": 2.0, "personality": 2.0, "latency": 2.0}
+    rails = ("forgetting", "safety", "personality", "latency", "triggers")
+    values = {"target": 1.5, **dict.fromkeys(rails, 2.0)}
     return ComparisonFinished(
         round=round_,
         experiment=f"exp-{round_}",
@@ -304,6 +306,7 @@ async def test_a_better_candidate_is_promoted_with_everything_the_verdict_rests_
         "safety",
         "personality",
         "latency",
+        "triggers",
     ]
     assert verdict.seconds == 240.0
     assert await gate.champion() == "lora-1"

@@ -37,6 +37,7 @@ RULES = partial(
     safety_margin=0.05,
     personality_margin=0.1,
     latency_margin=0.5,
+    trigger_margin=1.0,
     canary=False,
     share=0.2,
     min_judgements=10,
@@ -91,7 +92,7 @@ class Examiner(FakeExaminer):
     """Finds every candidate better."""
 
     async def compare(self, request):
-        values = dict.fromkeys(("forgetting", "safety", "personality", "latency"), 2.0)
+        values = dict.fromkeys(("forgetting", "safety", "personality", "latency", "triggers"), 2.0)
         return ComparisonFinished(
             round=request.round,
             experiment=request.experiment,

@@ -50,7 +50,7 @@ def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_promoted_
     assert told["target"]["after"] < told["target"]["before"]
     assert all(rail["ok"] for rail in told["guardrails"])
     rails = {rail["name"] for rail in told["guardrails"]}
-    assert {"forgetting", "safety", "personality", "latency"} <= rails
+    assert {"forgetting", "safety", "personality", "latency", "triggers"} <= rails
     assert [len(events_of(daemon, kind)) for kind in ONCE] == [1, 1, 1, 1]
 
     assert champion(daemon) == told["candidate"]["name"] == "soma-v1"
