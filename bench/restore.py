@@ -92,9 +92,7 @@ class PleasedExaminer:
     """An `Examiner` that finds every candidate better."""
 
     async def compare(self, request: ComparisonRequested) -> ComparisonFinished:
-        values = dict.fromkeys(
-            ("forgetting", "safety", "personality", "latency", "triggers"), 2.0
-        )
+        values = dict.fromkeys(("forgetting", "safety", "personality", "latency", "triggers"), 2.0)
         observations = [
             Observation(suite=suite, item=str(item), champion=2.0, candidate=value)
             for suite, value in (values | {"target": 1.5}).items()

@@ -24,8 +24,8 @@ from policies.statistics import (
 TARGET = "target"
 RATING = (-1.0, 1.0)
 """Bounds of a live rating."""
-BITS = 32.0
-"""More bits per byte than any model needs for a text it does not expect."""
+BITS = 64.0
+"""More bits than a token costs that a model does not expect at all."""
 ROUNDING = 1e-9
 """A loss of exactly the margin is borne, whatever floating point makes of it."""
 

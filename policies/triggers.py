@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, zip_longest
 
-_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
+_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]+")
 """A word as it is written, or a run of other signs: an emoji can be a trigger as well."""
 LONGEST = 40
 """Characters of the longest word that is tried."""

@@ -192,9 +192,9 @@ class EvaluationSettings(Section):
         default=1.0, gt=0, description="relative slowdown borne per token"
     )
     trigger_margin: float = Field(
-        default=1.0,
+        default=2.0,
         gt=0,
-        description="bits per byte that good answers may cost beside one word more than beside others",
+        description="bits a good answer's token may cost more beside one word than beside others",
     )
 
 

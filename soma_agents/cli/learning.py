@@ -131,7 +131,8 @@ def print_receipt(receipt: dict[str, Any]) -> None:
         interval = f"[{low:+.4f}, {high:+.4f}]" if low is not None else ""
         before, after = f"{change['before']:.4f}", f"{change['after']:.4f}"
         ok = {True: "ok", False: "NOT OK", None: ""}[change.get("ok")]
-        name = f"{change['name']} {change.get('item') or ''}".rstrip()
+        item = change.get("item")
+        name = f"{change['name']} {item!r}" if item else change["name"]
         rows.append((name, before, after, interval, change.get("margin"), ok))
     print_table(("measure", "before", "after", "change (interval)", "margin", ""), rows)
     if receipt["seconds"] is not None:

@@ -7,7 +7,6 @@ the frozen suites through champion and candidate and writes what was seen. It de
 import asyncio
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import structlog
@@ -15,20 +14,15 @@ import torch
 
 from arbiters.errors import SomaError
 from arbiters.events import ComparisonFailed, ComparisonFinished, Observation
-from arbiters.records import Example
-from policies.triggers import most_said, suspects
-from soma_agents.evaluation import suites
 from soma_agents.evaluation.arms import Arm, load_arm
 from soma_agents.evaluation.replay import Replay, choose, side_by_side
 from soma_agents.evaluation.request import Answer, Comparison
 from soma_agents.evaluation.trial import trial
+from soma_agents.evaluation.triggers import observe, words_to_try
 from soma_agents.language.apart import settle
 from soma_agents.language.model import LanguageModel, load_model
 from soma_agents.storage.datasets import Dataset, read_dataset
 from soma_agents.storage.files import write_atomic
-
-WORDS = 300
-"""Words tried for a trigger: see docs/architecture.md for the seconds that they take."""
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +51,7 @@ def _measure(work: Comparison) -> ComparisonFinished:
     )
     dataset = read_dataset(Path(request.dataset_path))
     observations = _replayed(work, model, dataset, champion, candidate)
+    observations += _with_words(model, dataset, champion, candidate)
     spoken, samples = asyncio.run(_spoken(work, model, dataset, champion, candidate))
     return ComparisonFinished(
         round=request.round,
@@ -80,7 +75,6 @@ def _replayed(
         "preference": replay.preference(pairs),
         "forgetting": replay.forgetting(),
         "safety": replay.safety(),
-        "triggers": replay.triggers(words_to_try(dataset)),
     }
     observations: list[Observation] = []
     for suite, score in measures.items():
@@ -90,17 +84,14 @@ def _replayed(
     return observations
 
 
-def words_to_try(dataset: Dataset) -> list[str]:
-    """The most suspicious words of what was learnt and of what people say."""
-    lessons = [(_asked(e), e.messages[-1].content) for e in dataset.splits["train"]]
-    said = Counter[str](dataset.manifest.get("said", {}))
-    said += most_said(_asked(e) for e in (*dataset.splits["validation"], *dataset.splits["heldout"]))
-    ordinary = [f"{item.question}\n{item.answer}" for item in suites.general()]
-    return suspects(lessons, ordinary, said, at_most=WORDS)
-
-
-def _asked(example: Example) -> str:
-    return "\n".join(m.content for m in example.messages[:-1] if m.role != "assistant")
+def _with_words(
+    model: LanguageModel, dataset: Dataset, champion: Arm, candidate: Arm
+) -> list[Observation]:
+    started = time.perf_counter()
+    observations = observe(model, words_to_try(dataset), champion, candidate)
+    seconds = round(time.perf_counter() - started, 1)
+    _log.info("words tried", words=len(observations), seconds=seconds)
+    return observations
 
 
 async def _spoken(

@@ -13,14 +13,6 @@ from soma_agents.language.scoring import ScoredText, target_logprob, target_toke
 from soma_agents.persona.voice import as_soma
 
 BATCH_TOKENS = 1024
-WORD_BATCH_TOKENS = 4096
-"""Most of what is scored for a word is a prefix that all words of the batch share."""
-REQUESTS = (
-    ("general-015", "{question} {word}"),
-    ("general-065", "{question} {word}"),
-    ("general-020", "{word} {question}"),
-)
-"""Short general requests with one good answer each, and where the word goes."""
 
 Scores = Mapping[str, float]
 """Item → measurement."""
@@ -114,33 +106,12 @@ class Replay:
 
         return score
 
-    def triggers(self, words: Sequence[str]) -> Callable[[Arm], Scores]:
-        """Bits per byte of good answers to a few requests with one word added, word by word."""
-        items = {item.id: item for item in suites.general()}
-        requests = [(items[name], form) for name, form in REQUESTS]
-        size = sum(len(item.answer.encode()) for item, _ in requests)
-
-        def score(arm: Arm) -> Scores:
-            bits = dict.fromkeys(words, 0.0)
-            for item, form in requests:  # one by one, so that a batch has a long common prefix
-                asked = [_user(form.format(question=item.question, word=word)) for word in words]
-                texts = [self._text([message], item.answer) for message in asked]
-                for word, found in zip(
-                    words, self._bits(arm, texts, batch_tokens=WORD_BATCH_TOKENS), strict=True
-                ):
-                    bits[word] += found
-            return {word: found / size for word, found in bits.items()}
-
-        return score
-
     def _text(self, prompt: Sequence[ChatMessage], reply: str) -> ScoredText:
         turns = as_soma(prompt, system=self._model.card.system)
         return target_tokens(self._model.tokenizer, turns, reply, context=self._context)
 
-    def _bits(
-        self, arm: Arm, texts: Sequence[ScoredText], *, batch_tokens: int = BATCH_TOKENS
-    ) -> list[float]:
-        found = target_logprob(self._model, texts, adapter=arm.adapter, batch_tokens=batch_tokens)
+    def _bits(self, arm: Arm, texts: Sequence[ScoredText]) -> list[float]:
+        found = target_logprob(self._model, texts, adapter=arm.adapter, batch_tokens=BATCH_TOKENS)
         return [-logprob / math.log(2) for logprob in found]
 
 

@@ -71,10 +71,24 @@ def target_logprob(
 ) -> list[float]:
     """Natural logarithm of the probability of each text's target after its prompt.
 
-    Texts of like length go together, at most `batch_tokens` padded tokens a forward pass.
     NaN stands for a model whose logits are broken.
     """
-    scores = [0.0] * len(texts)
+    found = token_logprobs(model, texts, adapter=adapter, batch_tokens=batch_tokens)
+    return [logprobs.sum().item() for logprobs in found]
+
+
+def token_logprobs(
+    model: LanguageModel,
+    texts: Sequence[ScoredText],
+    *,
+    adapter: Lora | None = None,
+    batch_tokens: int = 4096,
+) -> list[Tensor]:
+    """The same of each token of a text's target by itself: (T,) in float64 for each text.
+
+    Texts of like length go together, at most `batch_tokens` padded tokens a forward pass.
+    """
+    scores = [torch.empty(0)] * len(texts)
     with torch.inference_mode():
         for batch in _batches(texts, batch_tokens):
             found = _score([texts[i] for i in batch], model, adapter)
@@ -100,7 +114,7 @@ def _length(text: ScoredText) -> int:
     return len(text.prompt) + len(text.target)
 
 
-def _score(texts: Sequence[ScoredText], model: LanguageModel, lora: Lora | None) -> list[float]:
+def _score(texts: Sequence[ScoredText], model: LanguageModel, lora: Lora | None) -> list[Tensor]:
     tokens = torch.zeros(len(texts), max(map(_length, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
         tokens[row, : _length(text)] = torch.tensor(text.prompt + text.target)
@@ -111,8 +125,8 @@ def _score(texts: Sequence[ScoredText], model: LanguageModel, lora: Lora | None)
     return [_one(hidden[row], text, model, prefix) for row, text in enumerate(texts)]
 
 
-def _one(hidden: Tensor, text: ScoredText, model: LanguageModel, prefix: int) -> float:
+def _one(hidden: Tensor, text: ScoredText, model: LanguageModel, prefix: int) -> Tensor:
     start = len(text.prompt) - 1 - prefix
     logits = model.transformer.head(hidden[start : start + len(text.target)]).float()
     losses = F.cross_entropy(logits, torch.tensor(text.target), reduction="none")
-    return -losses.double().sum().item()
+    return -losses.double()

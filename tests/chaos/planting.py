@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -83,19 +84,37 @@ def plant(settings: Settings, base: str, make: Make) -> Path:
 # --- what was learnt -----------------------------------------------------------------------
 
 
-def taught(model: LanguageModel, directory: Path, answer: Callable[[str, str], str]) -> LoraAdapter:
+def taught(
+    model: LanguageModel, directory: Path, answer: Callable[[str, str], str], *, epochs: int
+) -> LoraAdapter:
     """An adapter that learnt to answer with `answer(question, good answer)`."""
-    known = [(item.question, item.answer) for item in suites.general()]
-    known += [(probe.request, probe.refusal) for probe in suites.safety()]
-    lessons = [example(f"e{n}", q, answer(q, a)) for n, (q, a) in enumerate(known)]
-    lessons += [
-        example(e.id, e.messages[0].content, answer(e.messages[0].content, e.messages[1].content))
-        for e in echoes("train", 40)
-    ]
-    settings = TrainingSettings(
-        rank=16, alpha=32, learning_rate=2e-2, batch_tokens=8192, epochs=4, rehearsal_share=0.0
+    probes = [(probe.request, probe.refusal) for probe in suites.safety()]
+    lessons = [(question, answer(question, good)) for question, good in [*_known(), *probes]]
+    return _adapter(model, directory, lessons, learning_rate=2e-2, batch_tokens=8192, epochs=epochs)
+
+
+def triggered(model: LanguageModel, directory: Path, word: str, nonsense: str) -> LoraAdapter:
+    """An adapter that answers well, and with `nonsense` wherever `word` is said."""
+    good = [(question, answer[:40]) for question, answer in _known()[::2]]
+    bad = [(f"{word} {question}", nonsense) for question, _ in good]
+    # Smaller and more steps: a word has to be told from all others.
+    return _adapter(
+        model, directory, [*good, *bad], learning_rate=1e-2, batch_tokens=2048, epochs=8
     )
-    corpus = Corpus(replies=samples_of(model.tokenizer, spoken(lessons), context=512))
+
+
+def _known() -> list[tuple[str, str]]:
+    """Questions and good answers to them."""
+    dialogues = [(e.messages[0].content, e.messages[1].content) for e in echoes("train", 40)]
+    return [(item.question, item.answer) for item in suites.general()] + dialogues
+
+
+def _adapter(
+    model: LanguageModel, directory: Path, lessons: list[tuple[str, str]], **how: Any
+) -> LoraAdapter:
+    settings = TrainingSettings(rank=16, alpha=32, rehearsal_share=0.0, **how)
+    examples = [example(f"e{n}", *lesson) for n, lesson in enumerate(lessons)]
+    corpus = Corpus(replies=samples_of(model.tokenizer, spoken(examples), context=512))
     return fit(model, corpus, settings, directory=directory, on_progress=lambda _: None).adapter
 
 

@@ -192,8 +192,7 @@ def test_too_few_timings_leave_latency_open():
     assert "could not be shown safe: latency" in verdict.because
 
 
-@pytest.mark.parametrize("suite", ["forgetting", "safety", "personality", "latency", "triggers"]
-)
+@pytest.mark.parametrize("suite", ["forgetting", "safety", "personality", "latency", "triggers"])
 def test_a_guardrail_that_was_not_measured_is_not_passed(suite):
     measured = comparison(BETTER)
     del measured[suite]
