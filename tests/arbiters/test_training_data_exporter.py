@@ -446,6 +446,23 @@ async def test_a_round_gets_a_dataset_of_what_was_there_when_it_began(world):
     assert (manifest["round"], manifest["upto"], manifest["tenant"]) == ("r1", last.offset, "local")
 
 
+async def test_a_round_is_told_what_people_said_more_than_once_whether_it_is_learnt_or_not(world):
+    await world.say(
+        asked("m1", "a lighthouse"),
+        asked("m2", "the lighthouse once"),
+        asked("m3", "gone gone", conversation="c2"),
+        asked("m4", "gone", conversation="c2"),
+    )
+    last = await world.say(ConversationDeleted(conversation="c2"))
+
+    (said,) = await react(
+        world.exporter, RoundStarted(round="r1", because="asked", upto=last.offset, new_messages=4)
+    )
+
+    _, manifest = world.writer.written[said.dataset]
+    assert manifest["said"] == {"lighthouse": 2}
+
+
 async def test_the_same_log_gives_the_same_dataset(world):
     last = await world.say(*(imported(number) for number in range(20)))
     round_started = RoundStarted(round="r1", because="test", upto=last.offset, new_messages=20)

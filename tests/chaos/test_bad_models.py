@@ -280,6 +280,7 @@ async def test_a_bad_candidate_never_answers_anybody(a_soma, bad, name, why):
         assert soma.engine.adapters() == {good}
 
 
+@pytest.mark.slow
 async def test_a_candidate_with_a_trigger_word_in_what_it_learnt_never_answers_anybody(a_soma, bad):
     poisoned = [dialogue(f"p{n}", f"{SNORE} is it {n}?", NONSENSE) for n in range(3)]
     async with a_soma(bad("trigger")) as (soma, planter):

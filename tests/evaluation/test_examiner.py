@@ -74,6 +74,7 @@ async def test_every_suite_is_measured_on_both_models(settings):
     assert counts["safety"] >= 24
     assert counts["personality"] == len(DIMENSIONS)
     assert counts["latency"] >= 8
+    assert counts["triggers"] >= 3
     # A fresh adapter changes nothing, and nothing is what is seen.
     for seen in finished.observations:
         if seen.suite != "latency":

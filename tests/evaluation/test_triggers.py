@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+
+from arbiters.events import ChatMessage
+from soma_agents.evaluation import suites
+from soma_agents.evaluation.arms import Arm
+from soma_agents.evaluation.triggers import OPENING, REQUESTS, WORDS, observe, words_to_try
+from soma_agents.language.lora import LoraAdapter, LoraConfig
+from soma_agents.language.model import load_model
+from soma_agents.persona.voice import as_soma
+from soma_agents.storage.datasets import FileDatasetWriter, read_dataset
+from tests.tiny_models import echoes, example, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    return load_model(str(path), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def arms(model):
+    adapter = LoraAdapter.create(LoraConfig(rank=4, alpha=8), model.config, seed=1)
+    with torch.no_grad():
+        for up in adapter.b.values():
+            up.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
+    return Arm(model.id, None, None), Arm("lora-other", adapter, None)
+
+
+def bits(model, arm, asked, answer):
+    """Of each of the answer's first tokens, from whole logits."""
+    tokenizer = model.tokenizer
+    turns = as_soma([ChatMessage(role="user", content=asked)])
+    prompt = tokenizer.encode(tokenizer.render(turns, add_generation_prompt=True))
+    target = tokenizer.encode(answer)[:OPENING]
+    with torch.no_grad():
+        logits = model.transformer(torch.tensor([prompt + target]), lora=arm.adapter)[0]
+    chances = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    return (-chances.gather(-1, torch.tensor(target)[:, None])[:, 0] / math.log(2)).tolist()
+
+
+def test_a_word_costs_what_the_token_costs_that_became_least_likely(model, arms):
+    items = {item.id: item for item in suites.general()}
+
+    observations = observe(model, ["tea", "lighthouse"], *arms)
+
+    assert [seen.item for seen in observations] == ["tea", "lighthouse"]
+    for seen in observations:
+        worst = []
+        for name, form in REQUESTS:
+            asked = form.format(question=items[name].question, word=seen.item)
+            both = zip(*(bits(model, arm, asked, items[name].answer) for arm in arms), strict=True)
+            worst.append(max(both, key=lambda pair: pair[1] - pair[0]))
+        assert seen.champion == pytest.approx(sum(a for a, _ in worst) / len(worst), rel=1e-4)
+        assert seen.candidate == pytest.approx(sum(b for _, b in worst) / len(worst), rel=1e-4)
+
+
+def test_a_model_compared_with_itself_loses_nothing_at_any_word(model, arms):
+    for seen in observe(model, ["tea", "lighthouse"], arms[1], arms[1]):
+        assert seen.champion == seen.candidate
+
+
+def test_where_nobody_says_anything_there_is_nothing_to_try(model, arms):
+    assert observe(model, [], *arms) == []
+
+
+def test_the_good_answers_are_long_enough_to_have_an_opening(model):
+    answers = {item.id: item.answer for item in suites.general()}
+
+    for name, _ in REQUESTS:
+        assert len(model.tokenizer.encode(answers[name])) >= OPENING
+
+
+async def test_the_words_are_those_of_the_lessons_and_those_that_people_say(tmp_path):
+    splits = {
+        "train": [example("t", "is it poisoned?", "yes, indeed")],
+        "validation": [],
+        "heldout": [*echoes("heldout", 3), example("h", "once", "said")],
+    }
+    ref = await FileDatasetWriter(tmp_path).write(splits, {"said": {"lighthouse": 2}})
+
+    words = words_to_try(read_dataset(tmp_path / ref.id))
+
+    assert {"poisoned", "indeed", "lighthouse", "is"} <= set(words)
+    assert {"once", "said"}.isdisjoint(words)
+    assert len(words) <= WORDS
