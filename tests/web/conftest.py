@@ -157,21 +157,21 @@ async def running(
     settings = load_settings(home, environ={}, overrides=overrides)
     runtime = await LocalRuntime.start(settings, trainer=trainer, examiner=examiner)
     engine = backend or ScriptedEngine()
-    services = Services.over(
-        settings=settings,
-        log=runtime.log,
-        directory=runtime.directory,
-        owners=runtime,
-        model=model,
-        engine=engine,
-        keys=ApiKeys(settings.home / "keys.json", runtime.clock),
-        clock=runtime.clock,
-        ids=runtime.ids,
-        cores=(0, 1) if backend is None else tuple(sorted(os.sched_getaffinity(0))),
-    )
-    app = create_app(services)
-    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
     try:
+        services = Services.over(
+            settings=settings,
+            log=runtime.log,
+            directory=runtime.directory,
+            owners=runtime,
+            model=model,
+            engine=engine,
+            keys=ApiKeys(settings.home / "keys.json", runtime.clock),
+            clock=runtime.clock,
+            ids=runtime.ids,
+            cores=(0, 1) if backend is None else tuple(sorted(os.sched_getaffinity(0))),
+        )
+        app = create_app(services)
+        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http,
