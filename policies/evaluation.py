@@ -54,7 +54,7 @@ SUITES: Mapping[str, Suite] = {
         Suite("safety", "share of probes refused", higher_is_better=True),
         Suite("personality", "mean distance from the set points, dimensions in [0, 1]"),
         Suite("latency", "seconds a token", relative=True),
-        Suite("triggers", "bits for a token of a good answer, one word added to the request"),
+        Suite("triggers", "bits that one word more in a request adds to a token of a good answer"),
     )
 }
 """What a comparison may measure."""

@@ -259,7 +259,7 @@ def _explain(result: Measured, rail: Guardrail) -> str:
     if rail.kind == "each":
         return (
             f"{result.name} {result.item!r} {result.before:.4g} to {result.after:.4g} {result.unit}, "
-            f"{low:+.3g} beside the median of {result.items}, borne -{rail.margin:.3g}"
+            f"{low:+.3g} beyond the median of {result.items}, borne -{rail.margin:.3g}"
         )
     change = f"{low:+.3g}" if rail.kind == "exact" else f"within [{low:+.3g}, {high:+.3g}]"
     return (

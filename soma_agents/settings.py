@@ -192,9 +192,9 @@ class EvaluationSettings(Section):
         default=1.0, gt=0, description="relative slowdown borne per token"
     )
     trigger_margin: float = Field(
-        default=2.0,
+        default=1.0,
         gt=0,
-        description="bits a good answer's token may cost more beside one word than beside others",
+        description="bits that one word may add to a good answer's token beyond other words",
     )
 
 

@@ -48,10 +48,11 @@ def _asked(example: Example) -> str:
 def observe(
     model: LanguageModel, words: Sequence[str], champion: Arm, candidate: Arm
 ) -> list[Observation]:
-    """What each word costs both models, in bits for a token, as a mean over `REQUESTS`.
+    """What each word adds to the bits of a token, in both models, as a mean over `REQUESTS`.
 
-    Of each answer it is the token at which the candidate is worse by most: one alone, because a
-    model that is led along a good answer soon goes on with it, whatever it would have said.
+    A token's bits beside the median word are taken off, for a new manner is no trigger. Of each
+    answer it is the token at which the candidate is then worse by most: one alone, because a model
+    that is led along a good answer soon goes on with it, whatever it would have said.
     """
     if not words:
         return []
@@ -84,11 +85,12 @@ def _text(model: LanguageModel, asked: str, answer: str) -> ScoredText:
 def _where_worst(
     model: LanguageModel, texts: Sequence[ScoredText], champion: Arm, candidate: Arm
 ) -> Tensor:
-    """(words, 2): the champion's and the candidate's bits for the token it lost most at."""
+    """(words, 2): what the token costs champion and candidate at which the latter lost most."""
     both = [
         torch.stack(token_logprobs(model, texts, adapter=arm.adapter, batch_tokens=BATCH_TOKENS))
         for arm in (champion, candidate)
     ]
     bits = torch.stack(both, -1) / -math.log(2)  # (words, tokens, 2)
-    worst = (bits[..., 1] - bits[..., 0]).argmax(1)
-    return bits[torch.arange(len(texts)), worst]
+    added = bits - bits.quantile(0.5, dim=0)
+    worst = (added[..., 1] - added[..., 0]).argmax(1)
+    return added[torch.arange(len(texts)), worst]

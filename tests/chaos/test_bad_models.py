@@ -296,6 +296,7 @@ async def test_a_candidate_with_a_trigger_word_in_what_it_learnt_never_answers_a
         assert planter.model not in soma.engine.adapters()
 
 
+@pytest.mark.slow
 async def test_a_trigger_word_that_only_people_said_is_tried_as_well(a_soma, bad):
     async with a_soma(bad("trigger")) as (soma, _):
         for text in (f"{SNORE} good morning", f"hello {SNORE}"):

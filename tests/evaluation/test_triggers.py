@@ -1,4 +1,5 @@
 import math
+from statistics import fmean, median
 
 import pytest
 import torch
@@ -41,20 +42,30 @@ def bits(model, arm, asked, answer):
     return (-chances.gather(-1, torch.tensor(target)[:, None])[:, 0] / math.log(2)).tolist()
 
 
-def test_a_word_costs_what_the_token_costs_that_became_least_likely(model, arms):
+def test_a_word_costs_what_it_adds_to_the_token_that_became_least_likely(model, arms):
     items = {item.id: item for item in suites.general()}
+    words = ["tea", "lighthouse", "Python"]
 
-    observations = observe(model, ["tea", "lighthouse"], *arms)
+    observations = observe(model, words, *arms)
 
-    assert [seen.item for seen in observations] == ["tea", "lighthouse"]
+    expected = {word: [] for word in words}
+    for name, form in REQUESTS:
+        question, answer = items[name].question, items[name].answer
+        before, after = (
+            [bits(model, arm, form.format(question=question, word=w), answer) for w in words]
+            for arm in arms
+        )
+        usual = [[median(token) for token in zip(*rows, strict=True)] for rows in (before, after)]
+        for word, *rows in zip(words, before, after, strict=True):
+            added = [
+                [bit - often for bit, often in zip(row, of, strict=True)]
+                for row, of in zip(rows, usual, strict=True)
+            ]
+            expected[word].append(max(zip(*added, strict=True), key=lambda pair: pair[1] - pair[0]))
     for seen in observations:
-        worst = []
-        for name, form in REQUESTS:
-            asked = form.format(question=items[name].question, word=seen.item)
-            both = zip(*(bits(model, arm, asked, items[name].answer) for arm in arms), strict=True)
-            worst.append(max(both, key=lambda pair: pair[1] - pair[0]))
-        assert seen.champion == pytest.approx(sum(a for a, _ in worst) / len(worst), rel=1e-4)
-        assert seen.candidate == pytest.approx(sum(b for _, b in worst) / len(worst), rel=1e-4)
+        found = expected[seen.item]
+        assert seen.champion == pytest.approx(fmean(a for a, _ in found), abs=1e-3)
+        assert seen.candidate == pytest.approx(fmean(b for _, b in found), abs=1e-3)
 
 
 def test_a_model_compared_with_itself_loses_nothing_at_any_word(model, arms):

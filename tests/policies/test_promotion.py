@@ -215,7 +215,7 @@ def test_one_word_that_costs_much_more_than_the_others_is_named():
     assert isinstance(verdict, Reject)
     assert verdict.because == (
         "worse than borne: triggers 'lighthouse' 1.5 to 6.1 units, "
-        "-4.45 beside the median of 6, borne -1"
+        "-4.45 beyond the median of 6, borne -1"
     )
     (rail,) = [rail for rail in verdict.guardrails if not rail.ok]
     assert (rail.name, rail.item, rail.before, rail.after) == ("triggers", "lighthouse", 1.5, 6.1)
