@@ -16,8 +16,8 @@ _KNOWN = {
     name: (cls.version, cls.__pydantic_validator__.validate_json)
     for name, cls in EVENT_TYPES.items()
 }
-"""Of each type: the newest version, and what reads its JSON as `model_validate_json` does, in half
-the time: every event goes through here once for each arbiter."""
+"""Of each type: the newest version, and what reads its JSON as `model_validate_json` does, on a
+shorter way: every event goes through here once for each arbiter."""
 
 
 class Envelope(NamedTuple):

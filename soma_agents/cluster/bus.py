@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 def encode(envelopes: Sequence[Envelope]) -> bytes:
     """A batch for the wire."""
-    return to_json([tuple(envelope) for envelope in envelopes])  # as they are takes twice as long
+    return to_json([tuple(envelope) for envelope in envelopes])  # plain tuples are quicker
 
 
 def decode(batch: bytes) -> list[Envelope]:

@@ -161,6 +161,7 @@ class Database:
         try:
             yield
         except BaseException:
+            self._due = []  # what was there before went with the savepoint
             if self._connection.in_transaction:
                 await _settled(self._statement("ROLLBACK TO part"))
                 await _settled(self._statement("RELEASE part"))
@@ -273,7 +274,7 @@ class Database:
         await self._run(_fetching(sql))
 
     async def _run(self, work: _Work[T]) -> T:
-        """Have the connection's thread do a piece of work: each way there and back costs 30 µs.
+        """Have the connection's thread do a piece of work. The way there and back costs: go seldom.
 
         What is due in a transaction goes with it.
         """

@@ -360,3 +360,22 @@ async def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path, acknowle
     assert await log.verify() == await log.end()
     assert await log.end() % 7 == 0
     await log.close()
+
+
+async def test_what_was_deferred_goes_with_the_commit_and_with_nothing_that_failed(database):
+    insert = "INSERT INTO later VALUES (?)"
+
+    async def fail(name):
+        async with database.transaction():
+            await database.defer(insert, [(name,)])
+            raise ZeroDivisionError
+
+    async with database.transaction():
+        await database.defer(insert, [("before",)])
+        with pytest.raises(ZeroDivisionError):
+            await fail("a part")
+        await database.defer(insert, [("after",)])
+    with pytest.raises(ZeroDivisionError):
+        await fail("the whole")
+
+    assert await database.rows("SELECT name FROM later") == [("here",), ("before",), ("after",)]
