@@ -1,18 +1,22 @@
 """Recording what is done to plain files, by whatever code: Python, Arrow, safetensors.
 
 Python's audit events (https://docs.python.org/3/library/audit_events.html) announce each opening,
-renaming and removal, and `os.fsync` is wrapped. At each of them the directory is compared with
-what it was before: what changed in between is an unsynced write. So nothing that writes has to be
-known, and nothing is taken for durable that nobody synced.
+and what renames, removes and syncs is wrapped, so that no other thread looks between the deed and
+its note. At each of them the directory is compared with what it was before: what changed in between
+is an unsynced write. So nothing that writes has to be known, and nothing is taken for durable that
+nobody synced.
 """
 
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.powercut.recorder import ROOT, Recorder
+
+_Name = str | os.PathLike[str]
 
 
 class FileWatch:
@@ -24,6 +28,9 @@ class FileWatch:
         self._busy = threading.local()
         self._fsync = os.fsync
         os.fsync = self._synced
+        os.rename, os.replace = self._renaming(os.rename), self._renaming(os.replace)
+        os.remove, os.unlink = self._removing(os.remove), self._removing(os.unlink)
+        os.rmdir = self._removing(os.rmdir)
         sys.addaudithook(self._heard)
 
     def attach(self, recorder: Recorder | None) -> None:
@@ -53,30 +60,39 @@ class FileWatch:
 
     def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
         recorder = self._recorder
-        if recorder is None or getattr(self._busy, "now", False):
+        if recorder is None or getattr(self._busy, "now", False) or event != "open":
             return
-        match event, arguments:
-            case "open", (str() as path, *_) if recorder.covers(path):
-                self._look(recorder)
-            case "os.rename", (old, new, old_directory, new_directory):
-                self._renamed(recorder, _path(old, old_directory), _path(new, new_directory))
-            case (("os.remove" | "os.rmdir"), (name, directory)):
-                self._removed(recorder, _path(name, directory))
-            case _:
-                pass
+        path = arguments[0]
+        if isinstance(path, str) and recorder.covers(path):
+            self._look(recorder)
 
-    def _renamed(self, recorder: Recorder, old: Path, new: Path) -> None:
-        if recorder.covers(old):
+    def _renaming(self, rename: Callable[..., None]) -> Callable[..., None]:
+        def renamed(
+            old: _Name, new: _Name, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+        ) -> None:
+            recorder, before = self._recorder, _path(old, src_dir_fd)
+            if recorder is None or not recorder.covers(before):
+                rename(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+                return
             with recorder.lock:
                 self._look(recorder)
-                recorder.rename(old, new)
+                rename(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+                recorder.rename(before, _path(new, dst_dir_fd))
 
-    def _removed(self, recorder: Recorder, path: Path) -> None:
-        if recorder.covers(path):
+        return renamed
+
+    def _removing(self, remove: Callable[..., None]) -> Callable[..., None]:
+        def removed(name: _Name, *, dir_fd: int | None = None) -> None:
+            recorder, path = self._recorder, _path(name, dir_fd)
+            if recorder is None or not recorder.covers(path):
+                remove(name, dir_fd=dir_fd)
+                return
             with recorder.lock:
                 self._look(recorder)
-                if recorder.inode(path) is not None:
-                    recorder.unlink(path)
+                remove(name, dir_fd=dir_fd)
+                recorder.unlink(path)
+
+        return removed
 
     # --- what changed ----------------------------------------------------------------------
 
@@ -110,8 +126,8 @@ class FileWatch:
             recorder.write(inode, 0, after)
 
 
-def _path(name: str | os.PathLike[str], directory: int) -> Path:
-    """A path from what an audit event tells; `directory` is a descriptor, or -1."""
-    if directory == -1:
+def _path(name: _Name, directory: int | None) -> Path:
+    """The absolute path of a name below a directory's descriptor, or below none."""
+    if directory is None:
         return Path(name).absolute()
     return Path(f"/proc/self/fd/{directory}").readlink() / name
