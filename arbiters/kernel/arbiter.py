@@ -42,7 +42,7 @@ class Arbiter:
     """
 
     name: ClassVar[str]
-    batch: ClassVar[int] = 500
+    batch: ClassVar[int] = 1000
     """Events handled in one transaction. 1 publishes at once whatever a long handler yields."""
     limit_s: ClassVar[float | None] = 120.0
     """Seconds for a batch, or from one event that a long handler yields to its next; None: ever."""

@@ -25,6 +25,7 @@ from arbiters.errors import ConflictError, SomaError, UnavailableError
 from policies.supervision import GiveUp, Restart, RestartRules, restart
 from soma_agents.app import logs
 from soma_agents.app.lock import HomeLock, holder_of
+from soma_agents.app.processes import lives
 from soma_agents.app.state import RunState, forget_state, write_state
 from soma_agents.cluster.head import private_token
 from soma_agents.settings import Settings
@@ -191,17 +192,10 @@ async def _locked(settings: Settings) -> HomeLock:
             return HomeLock(settings.home)
         except ConflictError:
             holder = holder_of(settings.home)
-            orphaned = holder is not None and not _lives(holder)
+            orphaned = holder is not None and not lives(holder)
             if not orphaned or time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.2)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _adopt_orphans() -> None:

@@ -57,6 +57,14 @@ def processes(supervisor: int) -> list[Process]:
     return found
 
 
+def lives(pid: int) -> bool:
+    """Whether there is such a process; a zombie is dead."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _role(command: str) -> str:
     for part, role in _ROLES:
         if part in command:

@@ -16,7 +16,7 @@ import psutil
 from arbiters.errors import UnavailableError
 from soma_agents.app.daemon import DRAIN_SECONDS, Supervisor
 from soma_agents.app.lock import holder_of
-from soma_agents.app.processes import processes
+from soma_agents.app.processes import lives, processes
 from soma_agents.app.state import RunState, read_state
 from soma_agents.settings import Settings
 from soma_agents.storage.identifiers import SystemClock
@@ -105,12 +105,17 @@ def down(settings: Settings) -> None:
     below = [process["pid"] for process in processes(pid)]
     _signal(pid, signal.SIGTERM)
     deadline = time.monotonic() + DRAIN_SECONDS + 5
-    while holder_of(settings.home) is not None and time.monotonic() < deadline:
+    while (there := _there(settings, pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    if holder_of(settings.home) is not None:
+    if there:
         for process in reversed(below):
             _signal(process, signal.SIGKILL)
     print("SOMA has stopped")  # noqa: T201
+
+
+def _there(settings: Settings, supervisor: int) -> bool:
+    """Whether anything is left: it lets go of the lock a moment before it ends."""
+    return holder_of(settings.home) is not None or lives(supervisor)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

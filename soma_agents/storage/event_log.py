@@ -107,7 +107,11 @@ class SqliteEventLog(ChainedLog):
 
     async def _commit(self, entries: Sequence[Entry]) -> dict[str, int]:
         try:
-            return await self._store_new(entries)
+            return await self._store_new(entries, {})
+        except sqlite3.IntegrityError:  # seldom: so whether one is there is asked only now
+            known = await self._known(entries)
+        try:
+            return await self._store_new(entries, known)
         except sqlite3.IntegrityError as error:
             ids = ", ".join(repr(entry.id) for entry in entries[:3])
             raise InvalidError(
@@ -115,9 +119,8 @@ class SqliteEventLog(ChainedLog):
                 "give each an id of its own"
             ) from error
 
-    async def _store_new(self, entries: Sequence[Entry]) -> dict[str, int]:
+    async def _store_new(self, entries: Sequence[Entry], offsets: dict[str, int]) -> dict[str, int]:
         async with self._database.transaction():
-            offsets = await self._known(entries)
             end, last_hash, rows = placed(entries, offsets, self._end, self._hash)
             if rows:
                 marks = ", ".join("?" * len(rows[0]))
