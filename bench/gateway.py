@@ -32,7 +32,6 @@ from soma_agents.language.sampling import Sampling
 from soma_agents.runtime.local import LocalRuntime
 from soma_agents.serving.specialist import Known, Specialist
 from soma_agents.settings import load_settings
-from soma_agents.storage.keys import ApiKeys
 from soma_agents.web.app import create_app
 from soma_agents.web.services import Services
 
@@ -196,18 +195,8 @@ async def serve(home: str, port: int) -> None:
     model = load_model(settings.engine.model)
     engine = Engine(model, slots=settings.engine.slots)
     await asyncio.to_thread(engine.start)
-    services = Services.over(
-        settings=settings,
-        log=runtime.log,
-        directory=runtime.directory,
-        owners=runtime,
-        model=model,
-        engine=engine,
-        keys=ApiKeys(settings.keys_file, runtime.clock),
-        clock=runtime.clock,
-        ids=runtime.ids,
-        cores=tuple(sorted(os.sched_getaffinity(0))),
-    )
+    cores = sorted(os.sched_getaffinity(0))
+    services = Services.over(settings, runtime, model, engine, cores=cores)
     config = uvicorn.Config(create_app(services), port=port, log_level="warning")
     await uvicorn.Server(config).serve()
     await engine.close()

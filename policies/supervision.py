@@ -46,9 +46,7 @@ class RestartRules(BaseModel):
 
     first_wait_s: float = 1.0
     longest_wait_s: float = 60.0
-    forget_s: float = 600.0
-    """A process that lived so long has a clean record again."""
-    max_deaths: int = 10
+    max_failures: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +64,24 @@ class GiveUp:
     because: str
 
 
-def restart(deaths: Sequence[float], now: float, rules: RestartRules) -> Restart | GiveUp:
-    """What to do about a process that died, the newest death included in `deaths`.
+def restart(failures: int, rules: RestartRules) -> Restart | GiveUp:
+    """What to do about a process that ended by itself.
 
-    The wait doubles with every death that is not forgotten yet.
+    What ran once will run again, and people wait for it. Only starts that fail are left more time
+    each, and given up at last.
 
     Args:
-        deaths: seconds of a clock that never goes back and is never set.
-        now: the same.
+        failures: starts in a row that failed, up to now; 0: it was ready before it ended.
         rules: how patient to be.
     """
-    recent = sum(now - death < rules.forget_s for death in deaths)
-    if recent > rules.max_deaths:
+    if failures > rules.max_failures:
         return GiveUp(
-            f"it died {recent} times in {rules.forget_s:g} seconds; "
-            "see the logs and start it with 'soma up'"
+            f"{failures} starts in a row failed; see the logs and start it with 'soma up'"
         )
-    wait = min(rules.first_wait_s * 2 ** max(recent - 1, 0), rules.longest_wait_s)
-    return Restart(wait, f"death {recent} in {rules.forget_s:g} seconds, waiting {wait:g} seconds")
+    if failures == 0:
+        return Restart(0.0, "it was ready before")
+    wait = min(rules.first_wait_s * 2 ** (failures - 1), rules.longest_wait_s)
+    return Restart(wait, f"failed start {failures} in a row, waiting {wait:g} seconds")
 
 
 # --- memory --------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from soma_agents.evaluation.examiner import LocalExaminer
 from soma_agents.runtime.engine import started_engine
 from soma_agents.runtime.local import LocalRuntime
 from soma_agents.settings import Settings
-from soma_agents.storage.keys import ApiKeys
 from soma_agents.training.trainer import LocalTrainer
 from soma_agents.web.app import create_app
 from soma_agents.web.services import Services
@@ -34,18 +33,8 @@ async def run_alone(settings: Settings, stop: asyncio.Event, report: Callable[[s
         started.push_async_callback(runtime.close)
         model, engine = await started_engine(settings)
         started.push_async_callback(engine.close)
-        services = Services.over(
-            settings=settings,
-            log=runtime.log,
-            directory=runtime.directory,
-            owners=runtime,
-            model=model,
-            engine=engine,
-            keys=ApiKeys(settings.keys_file, runtime.clock),
-            clock=runtime.clock,
-            ids=runtime.ids,
-            cores=tuple(sorted(os.sched_getaffinity(0))),
-        )
+        cores = sorted(os.sched_getaffinity(0))
+        services = Services.over(settings, runtime, model, engine, cores=cores)
         schedule = Schedule(settings, runtime.publisher, runtime.log, runtime.clock)
         server = _server(settings, services)
         serving = asyncio.create_task(server.serve())

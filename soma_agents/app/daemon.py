@@ -45,7 +45,8 @@ class Supervisor:
         self._settings = settings
         self._announce = announce
         self._rules = RestartRules()
-        self._deaths: list[float] = []
+        self._failures = 0
+        """Starts in a row that failed."""
         self._was_ready = False
         self._stop = asyncio.Event()
         self._why = ""
@@ -55,7 +56,7 @@ class Supervisor:
 
         Raises:
             ConflictError: the data directory or the port is taken.
-            UnavailableError: it did not become ready, or died too often; says why.
+            UnavailableError: it did not become ready the first time, or too often later; says why.
         """
         lock = await _locked(self._settings)
         try:
@@ -106,6 +107,7 @@ class Supervisor:
 
     async def _listen(self, reports: asyncio.StreamReader) -> None:
         """Follow the reports until the keeper falls silent or we are to stop."""
+        self._failures += 1  # until it is ready
         stopping = asyncio.create_task(self._stop.wait())
         state: dict[str, Any] = {}
         self._why = "it ended without a word"
@@ -142,6 +144,8 @@ class Supervisor:
                     ready=ready,
                 )
                 write_state(self._settings.home, run)
+                if ready:
+                    self._failures = 0
                 if ready and not self._was_ready:
                     self._was_ready = True
                     self._announce(run)
@@ -163,14 +167,12 @@ class Supervisor:
         """Wait as the policy says.
 
         Raises:
-            UnavailableError: it never was ready, or died too often.
+            UnavailableError: it never was ready, or no start succeeds any more.
         """
-        now = time.monotonic()
-        self._deaths.append(now)
         if not self._was_ready:
             log.error("not ready", why=self._why)
             raise UnavailableError(f"SOMA did not start: {self._why}")
-        match restart(self._deaths, now, self._rules):
+        match restart(self._failures, self._rules):
             case Restart(wait, because):
                 log.warning("starting the cluster anew", why=self._why, because=because)
                 with contextlib.suppress(TimeoutError):

@@ -93,8 +93,9 @@ class Keeper:
         head.stop()
 
     async def _work(self, crew: Any) -> None:
-        crew.muster()
+        # The way to the first answer is longest through the gateway.
         await asyncio.to_thread(crew.serve)
+        crew.muster()
         seconds = self._settings.cluster.start_timeout_s
         try:
             async with asyncio.timeout(seconds):

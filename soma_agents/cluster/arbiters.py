@@ -18,6 +18,7 @@ from soma_agents.cluster.workshop import workshop_tools
 from soma_agents.runtime import assembly
 from soma_agents.runtime.snapshots import LOG
 from soma_agents.settings import Settings
+from soma_agents.storage.identifiers import SystemClock, Uuid7
 
 MAX_CALLS = 200
 """Calls at once; a question that waits for an offset holds one."""
@@ -115,8 +116,13 @@ class RayDirectory:
             raise NotFoundError(f"there is no arbiter {arbiter!r}; there are {names}") from None
 
 
-class RayOwners:
-    """Implements `soma_agents.runtime.snapshots.Owners` over the bus and the arbiters."""
+class RayRuntime:
+    """Implements `soma_agents.web.services.Runtime` over the bus and the arbiters."""
+
+    def __init__(self) -> None:
+        self.log = RayEventLog()
+        self.directory = RayDirectory()
+        self.clock, self.ids = SystemClock(), Uuid7()
 
     def owned(self) -> Sequence[str]:
         return assembly.ARBITERS

@@ -1,6 +1,7 @@
 """Everything that runs on the head: made when it is missing, looked at, stopped in order."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -22,6 +23,8 @@ PING_SECONDS = 20.0
 DRAIN_SECONDS = 5.0
 REPLY_SECONDS = 10.0
 """For replies under way to come to their end; those that do not are broken off with a word."""
+_IN_ROW_SECONDS = 5.0
+"""At most for Serve to ask for the gateway's process."""
 _FAILED = ("DEPLOY_FAILED", "NOT_STARTED")
 
 log = structlog.get_logger(__name__)
@@ -70,8 +73,15 @@ class Crew:
         ).remote(*arguments)
 
     def serve(self) -> None:
-        """Start Serve and the gateway unless they are there. Returns before they are ready."""
+        """Start Serve and the gateway unless they are there. Returns before they are ready.
+
+        Ray starts as many processes at once as there are cores, one after the other: whoever has
+        the longest way to go is waited for here until its place in the row is taken.
+        """
         gateway.deploy(self._settings, self._prepare)
+        deadline = time.monotonic() + _IN_ROW_SECONDS
+        while not _replica_is_made() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     # --- looking ---------------------------------------------------------------------------
 
@@ -139,6 +149,12 @@ def restart(names: Iterable[str]) -> None:
     for name in names:
         log.warning("restarting a silent actor", actor=name)
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=False)
+
+
+def _replica_is_made() -> bool:
+    """Whether Serve has asked Ray for the process of a replica."""
+    actors: Any = ray.util.list_named_actors(all_namespaces=True)
+    return any(actor["name"].startswith("SERVE_REPLICA::") for actor in actors)
 
 
 async def _answering(name: str) -> None:

@@ -14,13 +14,10 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from soma_agents.cluster import lean
-from soma_agents.cluster.arbiters import RayDirectory, RayOwners
-from soma_agents.cluster.bus import RayEventLog
+from soma_agents.cluster.arbiters import RayRuntime
 from soma_agents.cluster.names import APPLICATION
 from soma_agents.cluster.remote_engine import EngineReplica, RemoteEngine
 from soma_agents.settings import Settings
-from soma_agents.storage.identifiers import SystemClock, Uuid7
-from soma_agents.storage.keys import ApiKeys
 
 LIGHT_REQUESTS = 64
 """Requests at once that need no engine: lists, feedback, followed logs."""
@@ -59,17 +56,9 @@ class GatewayReplica:
         from soma_agents.web.app import create_app
         from soma_agents.web.services import Services
 
+        cores = sorted(os.sched_getaffinity(0))
         self._services = Services.over(
-            settings=self._settings,
-            log=RayEventLog(),
-            directory=RayDirectory(),
-            owners=RayOwners(),
-            model=self._model,
-            engine=self._engine,
-            keys=ApiKeys(self._settings.keys_file, SystemClock()),
-            clock=SystemClock(),
-            ids=Uuid7(),
-            cores=tuple(sorted(os.sched_getaffinity(0))),
+            self._settings, RayRuntime(), self._model, self._engine, cores=cores
         )
         return create_app(self._services)
 

@@ -1,15 +1,15 @@
 """Keeping Ray's processes small: what they would import only because it is installed.
 
-`ray.serve` imports pandas if it is there, and every Ray worker pyarrow: two seconds and up to
-150 MB a process, a dozen times on a machine of two cores. Nothing of Serve or of the arbiters
-uses them but the exporter, which writes Parquet, and the gateway once somebody wants vectors of
+`ray.serve` imports pandas if it is there, every Ray worker pyarrow, and structlog rich: two seconds
+and up to 150 MB a process, a dozen times on a machine of two cores. Nothing of Serve or of the
+arbiters uses them but the exporter, which writes Parquet, and the gateway once somebody wants vectors of
 texts: they let pyarrow in again.
 """
 
 import importlib
 import sys
 
-_UNUSED = ("pandas", "pyarrow")
+_UNUSED = ("pandas", "pyarrow", "rich")
 
 
 def forgo() -> None:

@@ -5,7 +5,7 @@
 | `words`, `sentences`, `words_per_sentence`, `characters_per_word` | counts | |
 | `sentiment` | VADER's compound score in [-1, 1], mean over the sentences | Hutto & Gilbert 2014 |
 | `positive`, `negative`, `feeling` | VADER's shares in [0, 1]; feeling is their sum | the same |
-| `reading_grade` | Flesch-Kincaid grade level, in US school years | Kincaid et al. 1975 |
+| `reading_grade` | Flesch-Kincaid grade level, in US school years; syllables by Pyphen | Kincaid et al. 1975 |
 | `function_word_formality` | 0 to 100, more is more formal; see `_formality` | after Heylighen & Dewaele 1999 |
 | `variety` | distinct words / √words | Guiraud 1954 |
 | `emoji_per_word`, `numbers_per_word`, `contractions_per_word` | counts / words | |
@@ -17,6 +17,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from itertools import islice
 from math import sqrt
@@ -24,6 +25,8 @@ from math import sqrt
 MAX_CHARACTERS = 8_000
 """Of a longer text its beginning is measured: the style shows, and the time stays bounded."""
 
+_WORDS_KNOWN = 10_000
+"""Words whose syllables are kept in mind."""
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?")
 _SENTENCE = re.compile(r"[^.!?\u2026\n]*[^\W_][^.!?\u2026\n]*[.!?\u2026]*")
 _EMOTICON = re.compile(r"(?<!\w)[:;=]-?[)DPp](?!\w)")
@@ -109,7 +112,7 @@ class ComputedMeasures:
     def __init__(self) -> None:
         # Loaded now: the first message must not wait seconds for a library.
         self._sentiment: Callable[[str], Mapping[str, float]] = _vader()
-        self._grade: Callable[[str], float] = _flesch_kincaid()
+        self._syllables = _hyphenation()
         self._emoji: Callable[[str], int] = import_module("emoji").emoji_count
 
     def of(self, text: str) -> Mapping[str, float]:
@@ -126,7 +129,7 @@ class ComputedMeasures:
             "sentences": float(len(sentences)),
             "words_per_sentence": len(tokens) / count,
             "characters_per_word": sum(map(len, tokens)) / words,
-            "reading_grade": self._grade(text) if tokens else 0.0,
+            "reading_grade": _flesch_kincaid(bare, count, self._syllables),
             "function_word_formality": _formality(bare, contractions),
             "variety": len(set(tokens)) / sqrt(words),
             "emoji_per_word": self._emoji(text) / words,
@@ -180,15 +183,15 @@ def _vader() -> Callable[[str], Mapping[str, float]]:
     )
 
 
-def _flesch_kincaid() -> Callable[[str], float]:
-    """Flesch-Kincaid by textstat, kept from downloading NLTK's pronouncing dictionary.
-
-    Without it syllables are counted by Pyphen's hyphenation, as textstat does for other languages.
-    """
-    textstat = import_module("textstat")
-    vars(import_module("textstat.backend.counts._count_syllables"))["get_cmudict"] = _no_dictionary
-    return textstat.flesch_kincaid_grade
+def _flesch_kincaid(bare: list[str], sentences: int, syllables: Callable[[str], int]) -> float:
+    """The grade level of Kincaid et al. 1975, syllables by hyphenation."""
+    if not bare:
+        return 0.0
+    spoken = sum(map(syllables, bare)) / len(bare)
+    return 0.39 * len(bare) / sentences + 11.8 * spoken - 15.59
 
 
-def _no_dictionary(_lang: str) -> None:
-    """Stand in for `textstat.backend.utils.get_cmudict`, which would use the network."""
+def _hyphenation() -> Callable[[str], int]:
+    """Parts of an English word between its hyphens, as many as it has syllables, nearly."""
+    hyphens = import_module("pyphen").Pyphen(lang="en_US").positions
+    return lru_cache(_WORDS_KNOWN)(lambda word: len(hyphens(word)) + 1)

@@ -1,7 +1,9 @@
 """The parts of SOMA that the web interface is put over."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
@@ -18,6 +20,19 @@ from soma_agents.serving.specialist import Specialist
 from soma_agents.serving.specialists import SLOTS, Specialists
 from soma_agents.settings import Settings
 from soma_agents.storage.keys import ApiKeys
+
+
+class Runtime(Owners, Protocol):
+    """The log and the arbiters, wherever they run."""
+
+    @property
+    def log(self) -> EventLog: ...
+    @property
+    def directory(self) -> Directory: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def ids(self) -> Ids: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +57,23 @@ class Services:
     @classmethod
     def over(
         cls,
-        *,
         settings: Settings,
-        log: EventLog,
-        directory: Directory,
-        owners: Owners,
+        runtime: Runtime,
         model: LanguageModel,
         engine: Backend,
-        keys: ApiKeys,
-        clock: Clock,
-        ids: Ids,
-        cores: tuple[int, ...],
+        *,
+        cores: Sequence[int],
     ) -> "Services":
-        """Build the gateway and the rollout over a log, the arbiters and a started engine.
+        """Build the gateway and the rollout over the log, the arbiters and a started engine.
+
+        `cores` are those it shares with what runs beside it.
 
         Raises:
             NotFoundError, InvalidError, CorruptError: of the setting `embeddings.model`.
         """
-        publisher = Publisher(log=log, clock=clock, ids=ids, producer="gateway")
-
-        async def start(file: Path) -> tuple[LanguageModel, Engine]:
-            return await started_engine(settings, str(file), slots=SLOTS)
-
-        specialists = Specialists(
-            directory=directory,
-            models=settings.home / "models",
-            start=start,
-            at_most=settings.engine.specialists,
-        )
+        log, directory, ids = runtime.log, runtime.directory, runtime.ids
+        publisher = Publisher(log=log, clock=runtime.clock, ids=ids, producer="gateway")
+        specialists = _specialists(settings, directory)
         rollout = Rollout(
             engine=engine,
             model=model,
@@ -78,7 +82,7 @@ class Services:
             log=log,
             publisher=publisher,
             models=settings.home / "models",
-            cores=cores,
+            cores=tuple(cores),
             max_adapters=settings.engine.adapters,
         )
         gateway = Gateway(
@@ -96,15 +100,15 @@ class Services:
             log=log,
             publisher=publisher,
             directory=directory,
-            owners=owners,
+            owners=runtime,
             model=model,
             engine=engine,
             specialists=specialists,
             rollout=rollout,
             gateway=gateway,
             embeddings=Embeddings.of(settings.embeddings.model),
-            keys=keys,
-            clock=clock,
+            keys=ApiKeys(settings.keys_file, runtime.clock),
+            clock=runtime.clock,
             ids=ids,
         )
 
@@ -123,3 +127,15 @@ class Services:
     def now(self) -> int:
         """Unix time in seconds."""
         return int(self.clock.now().timestamp())
+
+
+def _specialists(settings: Settings, directory: Directory) -> Specialists:
+    async def start(file: Path) -> tuple[LanguageModel, Engine]:
+        return await started_engine(settings, str(file), slots=SLOTS)
+
+    return Specialists(
+        directory=directory,
+        models=settings.home / "models",
+        start=start,
+        at_most=settings.engine.specialists,
+    )

@@ -93,17 +93,6 @@ def test_measuring_never_touches_the_network(monkeypatch):
     assert ComputedMeasures().of("Syllabification happens without any dictionary.")
 
 
-def test_textstat_does_not_ask_nltk_for_its_dictionary(measures, monkeypatch):
-    import nltk
-
-    def refuse(*_, **__):
-        raise AssertionError("textstat tried to download a dictionary")
-
-    monkeypatch.setattr(nltk, "download", refuse)
-
-    assert measures.of("An entirely unprecedented pronunciation")["reading_grade"] > 5
-
-
 def test_an_everyday_message_takes_less_than_a_millisecond(measures):
     times = []
     for number in range(50):

@@ -14,7 +14,6 @@ from policies.supervision import (
     share_cores,
 )
 
-NOW = 5000.0
 RULES = RestartRules()
 GIB = 2**30
 
@@ -50,29 +49,23 @@ def test_a_machine_without_cores_is_refused():
         share_cores([], training=False)
 
 
-def deaths(count, ago=1.0):
-    return [NOW - ago] * count
+def test_what_was_ready_is_started_again_at_once():
+    assert restart(0, RULES) == Restart(0, "it was ready before")
 
 
-def test_the_wait_doubles_with_every_death_up_to_the_longest():
-    waits = [restart(deaths(n), NOW, RULES).wait_s for n in range(1, 10)]
+def test_the_wait_doubles_with_every_failed_start_up_to_the_longest():
+    waits = [restart(failures, RULES).wait_s for failures in range(1, 10)]
 
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
-def test_old_deaths_are_forgotten():
-    decision = restart([*deaths(9, ago=600), *deaths(1)], NOW, RULES)
+def test_a_process_that_does_not_start_any_more_is_given_up_with_a_reason():
+    assert isinstance(restart(10, RULES), Restart)
 
-    assert decision == Restart(1, "death 1 in 600 seconds, waiting 1 seconds")
-
-
-def test_a_process_that_keeps_dying_is_given_up_with_a_reason():
-    assert isinstance(restart(deaths(10), NOW, RULES), Restart)
-
-    decision = restart(deaths(11), NOW, RULES)
+    decision = restart(11, RULES)
 
     assert isinstance(decision, GiveUp)
-    assert "died 11 times" in decision.because
+    assert "11 starts in a row failed" in decision.because
 
 
 def test_a_job_that_leaves_the_reserve_free_may_start():

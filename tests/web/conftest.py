@@ -22,7 +22,6 @@ from soma_agents.language.source import base_id, locate
 from soma_agents.language.tokenizer import ChatTokenizer
 from soma_agents.runtime.local import LocalRuntime
 from soma_agents.settings import load_settings
-from soma_agents.storage.keys import ApiKeys
 from soma_agents.web.app import create_app
 from soma_agents.web.services import Services
 
@@ -158,18 +157,8 @@ async def running(
     runtime = await LocalRuntime.start(settings, trainer=trainer, examiner=examiner)
     engine = backend or ScriptedEngine()
     try:
-        services = Services.over(
-            settings=settings,
-            log=runtime.log,
-            directory=runtime.directory,
-            owners=runtime,
-            model=model,
-            engine=engine,
-            keys=ApiKeys(settings.home / "keys.json", runtime.clock),
-            clock=runtime.clock,
-            ids=runtime.ids,
-            cores=(0, 1) if backend is None else tuple(sorted(os.sched_getaffinity(0))),
-        )
+        cores = (0, 1) if backend is None else sorted(os.sched_getaffinity(0))
+        services = Services.over(settings, runtime, model, engine, cores=cores)
         app = create_app(services)
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with (
