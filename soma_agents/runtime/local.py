@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +73,29 @@ class LocalRuntime:
         clock: Clock | None = None,
         ids: Ids | None = None,
     ) -> "LocalRuntime":
-        """Open every database and run every arbiter; without a trainer there is no workshop."""
+        """Open every database and run every arbiter; without a trainer there is no workshop.
+
+        If one cannot be opened, none stays open.
+        """
         clock, ids = clock or SystemClock(), ids or Uuid7()
-        log = await open_log(settings)
-        opened = {
-            name: await build_host(
-                name,
-                settings,
-                log=log,
-                trainer=trainer,
-                examiner=examiner,
-                clock=clock,
-                ids=ids,
-            )
-            for name in ARBITERS
-            if name != "workshop" or trainer is not None
-        }
+        opened = dict[str, Opened]()
+        async with AsyncExitStack() as opening:
+            log = await open_log(settings)
+            opening.push_async_callback(log.close)
+            for name in ARBITERS:
+                if name == "workshop" and trainer is None:
+                    continue
+                opened[name] = await build_host(
+                    name,
+                    settings,
+                    log=log,
+                    trainer=trainer,
+                    examiner=examiner,
+                    clock=clock,
+                    ids=ids,
+                )
+                opening.push_async_callback(opened[name].close)
+            opening.pop_all()
         return cls(settings, log, opened, clock=clock, ids=ids)
 
     def owned(self) -> Sequence[str]:
