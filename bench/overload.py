@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import httpx2
+import aiohttp
 import psutil
 
 from bench.gateway import soma_up
@@ -49,7 +49,7 @@ class Tally:
     """Seconds that a refusal took."""
     statuses: Counter[str] = field(default_factory=Counter[str])
 
-    async def ask(self, http: httpx2.AsyncClient, number: int, began: float) -> None:
+    async def ask(self, http: aiohttp.ClientSession, number: int, began: float) -> None:
         """One question, and what became of it."""
         body = {
             "model": "soma",
@@ -58,25 +58,26 @@ class Tally:
         }
         asked = time.perf_counter()
         try:
-            answer = await http.post("/v1/chat/completions", json=body)
-        except httpx2.HTTPError as error:
+            async with http.post("/v1/chat/completions", json=body) as answer:
+                await answer.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
             self.statuses[type(error).__name__] += 1
             return
         now = time.perf_counter()
-        if answer.is_success:
+        if answer.ok:
             self.answered.append(now - began)
-        elif answer.status_code in (429, 503) and "Retry-After" in answer.headers:
+        elif answer.status in (429, 503) and "Retry-After" in answer.headers:
             self.refusals.append(now - asked)
-        self.statuses[str(answer.status_code)] += 1
+        self.statuses[str(answer.status)] += 1
 
 
-def client(url: str, key: str, connections: int) -> httpx2.AsyncClient:
-    """One caller."""
-    return httpx2.AsyncClient(
-        base_url=url,
+def client(url: str, key: str, connections: int) -> aiohttp.ClientSession:
+    """One caller, whose own work takes little of the cores that SOMA answers on."""
+    return aiohttp.ClientSession(
+        url,
         headers={"Authorization": f"Bearer {key}"},
-        timeout=120,
-        limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+        timeout=aiohttp.ClientTimeout(120),
+        connector=aiohttp.TCPConnector(limit=connections),
     )
 
 
@@ -84,7 +85,7 @@ async def peak(url: str, key: str) -> float:
     """Answers a second to a crowd in which everybody waits for an answer before asking again."""
     tally, began = Tally(), time.perf_counter()
 
-    async def one(http: httpx2.AsyncClient, number: int) -> None:
+    async def one(http: aiohttp.ClientSession, number: int) -> None:
         while time.perf_counter() - began < CALIBRATION_SECONDS:
             await tally.ask(http, number, began)
 
@@ -94,7 +95,7 @@ async def peak(url: str, key: str) -> float:
     return len(tally.answered) / max(tally.answered)
 
 
-async def flood(http: httpx2.AsyncClient, rate: float, seconds: float) -> Tally:
+async def flood(http: aiohttp.ClientSession, rate: float, seconds: float) -> Tally:
     """Ask `rate` times a second, whatever comes back."""
     tally, began = Tally(), time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -104,7 +105,7 @@ async def flood(http: httpx2.AsyncClient, rate: float, seconds: float) -> Tally:
     return tally
 
 
-async def one_at_a_time(http: httpx2.AsyncClient, stop: asyncio.Event) -> Tally:
+async def one_at_a_time(http: aiohttp.ClientSession, stop: asyncio.Event) -> Tally:
     """A caller who waits for each answer."""
     tally, began, number = Tally(), time.perf_counter(), 0
     while not stop.is_set():
@@ -114,14 +115,14 @@ async def one_at_a_time(http: httpx2.AsyncClient, stop: asyncio.Event) -> Tally:
     return tally
 
 
-async def alone(http: httpx2.AsyncClient) -> float:
+async def alone(http: aiohttp.ClientSession) -> float:
     """Seconds that an answer takes when nobody else asks."""
     tally, began = Tally(), time.perf_counter()
     await tally.ask(http, 0, began)
     return time.perf_counter() - began if tally.answered else float("inf")
 
 
-async def until_normal(http: httpx2.AsyncClient, usual: float) -> float:
+async def until_normal(http: aiohttp.ClientSession, usual: float) -> float:
     """Seconds until an answer takes as long as it did before; infinite when it never does."""
     began = time.perf_counter()
     while time.perf_counter() - began < 2 * NORMAL_SECONDS:
