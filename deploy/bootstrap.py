@@ -22,6 +22,8 @@ INPUTS = (
     "requirements/torch.txt",
     "requirements/model.txt",
     "soma_agents/language/native/kernels.c",
+    "soma_agents/language/native/low_rank.h",
+    "soma_agents/language/native/numbers.h",
     "soma_agents/language/native/product.h",
     "soma_agents/language/native/build.py",
 )

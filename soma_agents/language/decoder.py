@@ -111,8 +111,10 @@ class Decoder:
             near = self._view(self._near_turns, positions, window)
         step = Step(slots, positions, len(runs), wide, near, lora)
         x = self._transformer.embed(tokens, positions)
-        if self._stack and lora is None:
-            x = self._stack(x, cache.layers, (slots, positions), (wide.cos, wide.sin))
+        if self._stack:
+            adapters = () if lora is None else lora.low_ranks()
+            places, turn = (slots, positions), (wide.cos, wide.sin)
+            x = self._stack(x, cache.layers, places, turn, adapters)
             return self.head(self._norm(x))
         for layer, stored in enumerate(cache.layers):
             x = self._block(layer, x, stored, step)

@@ -1,32 +1,37 @@
 """Several adapters in one batch: each row of a decoding step is corrected by its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from soma_agents.language.architecture import SITES
 from soma_agents.language.lora import LoraAdapter
+from soma_agents.language.native import LowRank
 
 Pair = tuple[Tensor, Tensor]
 
 
 class PackedLora:
-    """An adapter made ready for decoding: per block and fused matrix one A and one B.
+    """An adapter made ready for decoding, in the model's format.
 
-    The A of the parts lie above each other, the B form a block diagonal with the scale inside.
+    Per block and fused matrix there are one A and one B: the A of the parts lie above each other,
+    the B form a block diagonal with the scale inside.
     """
 
     def __init__(self, adapter: LoraAdapter, dtype: torch.dtype) -> None:
-        self._decoding: list[dict[str, Pair]] = []
+        self._shape, self._rank = adapter.shape, adapter.config.rank
+        self._names = {
+            site: names
+            for site in SITES
+            if (names := [name for name in SITES[site] if name in adapter.a])
+        }
         with torch.no_grad():
-            for layer in range(adapter.shape.layers):
-                packed = {site: self._pack(adapter, layer, site) for site in SITES}
-                self._decoding.append({site: pair for site, pair in packed.items() if pair})
-        self._reading = [
-            {site: (down.to(dtype), up.to(dtype)) for site, (down, up) in block.items()}
-            for block in self._decoding
-        ]
+            self._pairs = [
+                {site: self._pack(adapter, layer, site, dtype) for site in self._names}
+                for layer in range(adapter.shape.layers)
+            ]
 
     def delta(self, layer: int, site: str, x: Tensor) -> Tensor | None:
         """B(A x) of block `layer`'s `site`, None where the adapter corrects nothing.
@@ -35,7 +40,7 @@ class PackedLora:
         as B products of one row, whose results do not depend on B. For a prompt, x (1, T, inputs), in the model's format.
         """
         step = x.dim() == 2  # noqa: PLR2004
-        pair = (self._decoding if step else self._reading)[layer].get(site)
+        pair = (self._wide if step else self._pairs)[layer].get(site)
         if pair is None:
             return None
         if not step:
@@ -43,11 +48,36 @@ class PackedLora:
         down, up = (matrix.expand(len(x), -1, -1) for matrix in pair)
         return torch.bmm(torch.bmm(x.float().unsqueeze(1), down), up).squeeze(1).to(x.dtype)
 
-    def _pack(self, adapter: LoraAdapter, layer: int, site: str) -> Pair | None:
-        names = [name for name in SITES[site] if name in adapter.a]
-        if not names:
-            return None
-        rank, scale = adapter.config.rank, adapter.config.scale
+    @cached_property
+    def _wide(self) -> list[dict[str, Pair]]:
+        """What steps through torch multiply by."""
+        return [
+            {site: (down.float(), up.float()) for site, (down, up) in block.items()}
+            for block in self._pairs
+        ]
+
+    @cached_property
+    def low_rank(self) -> LowRank:
+        """What our own kernels read; only in bf16."""
+        return LowRank([pair for block in self._pairs for pair in self._parted(block)])
+
+    def _parted(self, block: dict[str, Pair]) -> Iterator[Pair | None]:
+        """A (rank, inputs) and B (outputs, rank) of each projection of a block."""
+        for site, names in SITES.items():
+            begin = 0
+            for name in names:
+                end = begin + self._shape.shape(name)[0]
+                if name in self._names.get(site, ()):
+                    down, up = block[site]
+                    start = self._rank * self._names[site].index(name)
+                    part = slice(start, start + self._rank)
+                    yield down[:, part].T, up[part, begin:end].T
+                else:
+                    yield None
+                begin = end
+
+    def _pack(self, adapter: LoraAdapter, layer: int, site: str, dtype: torch.dtype) -> Pair:
+        names, rank, scale = self._names[site], self._rank, adapter.config.scale
         outputs, _ = adapter.shape.site_shape(site)
         down = torch.cat([adapter.a[name][layer] for name in names])
         up = torch.zeros(outputs, rank * len(names))
@@ -58,15 +88,25 @@ class PackedLora:
                 column = rank * names.index(name)
                 up[row:end, column : column + rank] = adapter.b[name][layer] * scale
             row = end
-        return down.T.contiguous().float(), up.T.contiguous().float()
+        return down.T.contiguous().to(dtype), up.T.contiguous().to(dtype)
 
 
 class MixedLora:
     """The adapters of a batch's rows; None is the base model alone."""
 
     def __init__(self, rows: Sequence[PackedLora | None]) -> None:
+        self._rows = rows
+
+    def low_ranks(self) -> list[LowRank | None]:
+        """What our own kernels read, row by row."""
+        return [adapter and adapter.low_rank for adapter in self._rows]
+
+    @cached_property
+    def _groups(self) -> list[tuple[PackedLora, Tensor | None]]:
+        """Each adapter and its rows, None if that is all."""
+        rows = self._rows
         adapters = dict.fromkeys(adapter for adapter in rows if adapter is not None)
-        self._groups = [
+        return [
             (adapter, _places(rows, adapter) if len(set(rows)) > 1 else None)
             for adapter in adapters
         ]

@@ -9,10 +9,12 @@ import torch
 
 from soma_agents.language import decoder as decoder_module
 from soma_agents.language import linear as linear_module
+from soma_agents.language.architecture import PROJECTIONS
 from soma_agents.language.cache import BatchCache, PromptCache
 from soma_agents.language.decoder import Decoder
 from soma_agents.language.drafts import MOST_ROWS, Drafter, worthwhile
 from soma_agents.language.engine import Engine
+from soma_agents.language.lora import LoraConfig
 from soma_agents.language.mixed_lora import MixedLora, PackedLora
 from soma_agents.language.model import load_model
 from soma_agents.language.native import kernels
@@ -48,6 +50,25 @@ def stored(tiny, make_config, tmp_path_factory):
     path = tmp_path_factory.mktemp("drafts") / "small.sou"
     save_model(path, replace(tiny, config=config, transformer=transformer), "Q8")
     return path
+
+
+def packed(make_adapter, config, seed, rank, targets=PROJECTIONS) -> PackedLora:
+    """An adapter that changes what the model says."""
+    lora = LoraConfig(rank=rank, alpha=2 * rank, targets=targets)
+    return PackedLora(make_adapter(config, seed, lora), torch.bfloat16)
+
+
+@torch.inference_mode()
+def step_of(model, lora, *, stacked) -> torch.Tensor:
+    """Logits of a step of four rows of two sequences, through all blocks at once or one by one."""
+    decoder, cache = Decoder(model), BatchCache(model.config, torch.bfloat16)
+    if not stacked:
+        decoder._stack = None  # as for a model of another family
+    for length in (70, 3):
+        prompt = PromptCache(model.config, length, torch.bfloat16)
+        model.transformer.hidden(torch.arange(length)[None], cache=prompt)
+        cache.join(prompt)
+    return decoder.step([[5, 6, 7], [8]], cache, lora)
 
 
 @pytest.fixture
@@ -160,7 +181,7 @@ async def test_who_is_cancelled_in_the_middle_of_drafts_harms_nobody(both):
 def test_a_drafted_row_has_bit_for_bit_the_logits_of_a_step_of_its_own(small, make_adapter, window):
     config = replace(small.config, window=window)
     model = replace(small, config=config)
-    adapters = [PackedLora(make_adapter(config, 1), torch.bfloat16), None, None]
+    adapters = [packed(make_adapter, config, 1, 4), None, packed(make_adapter, config, 2, 20)]
     runs = [[5, 6, 7, 8], [9], [10, 11]]
     decoder, caches = Decoder(model), [BatchCache(config, torch.bfloat16) for _ in range(2)]
     with torch.inference_mode():
@@ -188,19 +209,28 @@ def test_a_drafted_row_has_bit_for_bit_the_logits_of_a_step_of_its_own(small, ma
 @needs_kernels
 def test_all_blocks_in_one_call_compute_what_they_do_one_by_one(stored):
     model = load_model(str(stored))
-    logits = []
-    for stacked in (True, False):
-        decoder, cache = Decoder(model), BatchCache(model.config, torch.bfloat16)
-        if not stacked:
-            decoder._stack = None  # as for a model of another family
-        with torch.inference_mode():
-            for length in (70, 3):
-                prompt = PromptCache(model.config, length, torch.bfloat16)
-                model.transformer.hidden(torch.arange(length)[None], cache=prompt)
-                cache.join(prompt)
-            logits.append(decoder.step([[5, 6, 7], [8]], cache, None))
 
-    assert torch.equal(*logits)
+    stacked, single = (step_of(model, None, stacked=stacked) for stacked in (True, False))
+
+    assert torch.equal(stacked, single)
+
+
+@needs_kernels
+@pytest.mark.parametrize("targets", [PROJECTIONS, ("k_proj", "up_proj"), ("down_proj",)])
+def test_adapters_in_one_call_compute_what_torch_does(stored, make_adapter, targets):
+    model = load_model(str(stored))
+    small, large = (packed(make_adapter, model.config, rank, rank, targets) for rank in (3, 20))
+    rows = [small, large, small, None]
+
+    stacked, single = (
+        step_of(model, MixedLora(rows), stacked=stacked) for stacked in (True, False)
+    )
+
+    base = step_of(model, None, stacked=True)
+    assert (stacked - single).abs().max() <= 0.03 * base.abs().max()
+    assert torch.equal(stacked[3], base[3])
+    for row in range(3):
+        assert (stacked - base)[row].abs().max() > 0.1 * base.abs().max()
 
 
 def test_dense_products_and_fp32_draft_nothing(tiny, stored):

@@ -5,18 +5,21 @@ product with stored blocks in which eight rows cost little more than three.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from soma_agents.language.architecture import TransformerConfig
+from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.language.native.place import library
 
 GROUP, TILE = 32, 16
 """Values that share a scale; outputs computed together."""
+WIDEST_SITE = max(map(len, SITES.values()))
+"""Projections of a fused matrix at most."""
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES = {
@@ -25,7 +28,7 @@ _SIGNATURES = {
     "attend": [*[_POINTER] * 7, *[_LONG] * 7],
     "rms_norm": [_POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG],
     "gated_silu": [_POINTER, _POINTER, _LONG, _LONG],
-    "through_blocks": [*[_POINTER] * 8, *[_LONG] * 6],
+    "through_blocks": [*[_POINTER] * 9, *[_LONG] * 7],
 }
 
 
@@ -42,6 +45,14 @@ class _Block(ctypes.Structure):
         *((name, _POINTER) for name in ("attention_norm", "mlp_norm")),
         *((name, _Matrix) for name in ("qkv", "out", "gate_up", "down")),
     ]
+
+
+class _LowRank(ctypes.Structure):
+    _fields_ = [("down", _POINTER), ("up", _POINTER)]
+
+
+class _Adapter(ctypes.Structure):
+    _fields_ = [("projections", _POINTER), ("ranks", ctypes.c_int64)]
 
 
 class _Stack(ctypes.Structure):
@@ -68,6 +79,26 @@ class Product:
         y = x.new_empty(len(x), self._outputs)
         self._multiply(self._matrix, x.data_ptr(), len(x), y.data_ptr())
         return y
+
+
+class LowRank:
+    """An adapter as `Stack` reads it."""
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor] | None]) -> None:
+        """A (ranks, inputs) and B (outputs, ranks) of every projection of every block, in bf16."""
+        ranks = max(len(pair[0]) for pair in pairs if pair)
+        self.ranks = -(-ranks // TILE) * TILE
+        self._kept = [pair and self._packed(*pair) for pair in pairs]
+        self._projections = (_LowRank * len(pairs))(
+            *[_LowRank(*[part.data_ptr() for part in packed or ()]) for packed in self._kept]
+        )
+        self._adapter = _Adapter(ctypes.addressof(self._projections), self.ranks)
+        self.address = ctypes.addressof(self._adapter)
+
+    def _packed(self, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        more = self.ranks - len(down)
+        pairs = F.pad(up, (0, more)).view(len(up) // TILE, TILE, self.ranks // 2, 2)
+        return F.pad(down, (0, 0, 0, more)).contiguous(), pairs.transpose(1, 2).contiguous()
 
 
 class Stack:
@@ -98,19 +129,28 @@ class Stack:
         stored: Sequence[Tensor],
         places: tuple[Tensor, Tensor],
         turn: tuple[Tensor, Tensor],
+        adapters: Iterable[LowRank | None] = (),
     ) -> Tensor:
-        """The residual stream (B, C) behind the last block; the others as for `Kernels.attend`."""
+        """The residual stream (B, C) behind the last block; the others as for `Kernels.attend`.
+
+        `adapters` has one for each row, or is empty.
+        """
         c, rows = self._config, len(x)
+        by_row = list(adapters)
+        ranks = max((adapter.ranks for adapter in by_row if adapter), default=0)
         inner = (c.heads * 2 + c.kv_heads * 2) * c.head_dim
-        scratch = x.new_empty(rows * (2 * c.d_model + inner + 3 * c.d_ff))
+        scratch = x.new_empty(rows * (2 * c.d_model + inner + 3 * c.d_ff + WIDEST_SITE * ranks))
         x = x.clone()
         layers = (_POINTER * len(stored))(*[layer.data_ptr() for layer in stored])
+        corrections = (_POINTER * rows)(*[adapter and adapter.address for adapter in by_row])
         self._function(
             ctypes.addressof(self._stack),
             x.data_ptr(),
             ctypes.addressof(layers),
             scratch.data_ptr(),
             *[tensor.data_ptr() for tensor in (*places, *turn)],
+            ctypes.addressof(corrections),
+            ranks,
             rows,
             c.heads,
             c.kv_heads,

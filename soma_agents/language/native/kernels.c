@@ -2,7 +2,15 @@
    fp32. Each row of a batch is computed the same whatever the other rows are. `__init__.py` says
    what the shapes are and checks them; `build.py` compiles this. */
 
+#include "low_rank.h"
 #include "product.h"
+
+int supported(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
 
 /* --- attention ------------------------------------------------------------------------------- */
 
@@ -26,24 +34,6 @@ static void turn(bf16 *to, const bf16 *x, const bf16 *cos, const bf16 *sin, long
     __builtin_memcpy(to + turned, x + turned, (size - turned) * sizeof(bf16));
 }
 
-/* Lane j is the sum of the lanes of x[j]: each step adds halves and brings two vectors together. */
-INLINE __m512 sums_of(__m512 x[16])
-{
-    EACH for (int i = 0; i < 8; i++)
-        x[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]),
-                             _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
-    EACH for (int i = 0; i < 4; i++) {
-        __m512d even = _mm512_castps_pd(x[2 * i]), odd = _mm512_castps_pd(x[2 * i + 1]);
-        x[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(even, odd)),
-                             _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd)));
-    }
-    EACH for (int i = 0; i < 2; i++)
-        x[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x44),
-                             _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xEE));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(x[0], x[1], 0x88),
-                         _mm512_shuffle_f32x4(x[0], x[1], 0xDD));
-}
-
 /* Scores of a query with `count` keys become weights; returns one over their sum. */
 static float weights_of(float *weights, const bf16 *query, const bf16 *keys, long count, long size,
                         float scale)
@@ -51,15 +41,8 @@ static float weights_of(float *weights, const bf16 *query, const bf16 *keys, lon
     __m512 most = _mm512_set1_ps(-__builtin_inff()), total = _mm512_setzero_ps();
     for (long j = 0; j < count; j += 16) {
         const __mmask16 real = count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF;
-        __m512 sums[16];
-        _Pragma("GCC unroll 16") for (long k = 0; k < 16; k++) {
-            const bf16 *key = keys + (j + k < count ? j + k : count - 1) * size;
-            sums[k] = _mm512_setzero_ps();
-            for (long i = 0; i < size; i += 32)
-                sums[k] = _mm512_dpbf16_ps(sums[k], (__m512bh)_mm512_loadu_si512(query + i),
-                                           (__m512bh)_mm512_loadu_si512(key + i));
-        }
-        const __m512 scores = _mm512_mul_ps(sums_of(sums), _mm512_set1_ps(scale));
+        const __m512 sums = dots(query, keys + j * size, count - j, size);
+        const __m512 scores = _mm512_mul_ps(sums, _mm512_set1_ps(scale));
         most = _mm512_mask_max_ps(most, real, most, scores);
         _mm512_storeu_ps(weights + j, scores);
     }
@@ -181,9 +164,11 @@ void gated_silu(const bf16 *x, bf16 *y, long rows, long size)
 
 /* --- all blocks of a model of the LLaMA family ------------------------------------------------ */
 
+enum { QKV, OUT, GATE_UP, DOWN, SITES };
+
 struct block {
     const bf16 *attention_norm, *mlp_norm;
-    struct matrix qkv, out, gate_up, down;
+    struct matrix products[SITES];
 };
 
 struct stack {
@@ -191,6 +176,27 @@ struct stack {
     int64_t layers, width, inner;
     float eps;
 };
+
+/* A step's rows, and who corrects them. */
+struct step {
+    const struct stack *stack;
+    const struct site *sites; /* as in `block` */
+    struct corrections corrections;
+    long rows;
+    struct meeting *all;
+};
+
+/* The calling thread's share of a product and of its corrections. */
+static void share_of_site(const struct step *s, long layer, long site, const bf16 *x, bf16 *y)
+{
+    const struct block *b = s->stack->blocks + layer;
+    if (s->corrections.ranks) share_of_down(&s->corrections, s->sites + site, layer, x, s->rows);
+    share_of_product(b->products + site, x, s->rows, y);
+    if (s->corrections.ranks) {
+        meet(s->all);
+        share_of_up(&s->corrections, s->sites + site, layer, y, s->rows);
+    }
+}
 
 /* x += y, each thread where it computed y itself. */
 static void share_of_sum(bf16 *x, const bf16 *y, long rows, long size)
@@ -204,16 +210,23 @@ static void share_of_sum(bf16 *x, const bf16 *y, long rows, long size)
 }
 
 /* The residual stream x (rows, width) through all blocks: what the functions above do one by one,
-   without ending and waking the threads between them. `scratch` has room for what is between. */
+   without ending and waking the threads between them. `scratch` has room for what is between;
+   `adapters` correct the rows, with `ranks` at most, a multiple of TILE, 0 if there are none. */
 void through_blocks(const struct stack *s, bf16 *x, bf16 *const *stored, bf16 *scratch,
                     const int64_t *slots, const int64_t *positions, const bf16 *cos, const bf16 *sin,
-                    long rows, long heads, long kv_heads, long size, long turned, long capacity)
+                    const struct adapter *const *adapters, long ranks, long rows, long heads,
+                    long kv_heads, long size, long turned, long capacity)
 {
-    const long width = s->width, inner = s->inner;
-    bf16 *normed = scratch, *qkv = normed + rows * width;
-    bf16 *seen = qkv + rows * (heads + 2 * kv_heads) * size, *y = seen + rows * heads * size;
-    bf16 *hidden = y + rows * width, *active = hidden + rows * 2 * inner;
+    const long width = s->width, inner = s->inner, asking = heads * size, known = kv_heads * size;
+    bf16 *normed = scratch, *qkv = normed + rows * width, *seen = qkv + rows * (asking + 2 * known);
+    bf16 *y = seen + rows * asking, *hidden = y + rows * width;
+    bf16 *active = hidden + rows * 2 * inner, *between = active + rows * inner;
+    const struct site sites[] = {{width, asking + 2 * known, 0, 3, {asking, known, known}},
+                                 {asking, width, 3, 1, {width}},
+                                 {width, 2 * inner, 4, 2, {inner, inner}},
+                                 {inner, width, 6, 1, {width}}};
     struct meeting all = {0, 0};
+    const struct step step = {s, sites, {adapters, ranks, between}, rows, &all};
 #pragma omp parallel
     for (long layer = 0; layer < s->layers; layer++) {
         const struct block *b = s->blocks + layer;
@@ -223,24 +236,24 @@ void through_blocks(const struct stack *s, bf16 *x, bf16 *const *stored, bf16 *s
         for (long row = 0; row < rows; row++)
             rms_norm(x + row * width, b->attention_norm, s->eps, normed + row * width, 1, width);
         meet(&all);
-        share_of_product(&b->qkv, normed, rows, qkv);
+        share_of_site(&step, layer, QKV, normed, qkv);
         meet(&all);
         share_of_attention(&a, &all);
         meet(&all);
-        share_of_product(&b->out, seen, rows, y);
+        share_of_site(&step, layer, OUT, seen, y);
         share_of_sum(x, y, rows, width);
         meet(&all);
 #pragma omp for schedule(static) nowait
         for (long row = 0; row < rows; row++)
             rms_norm(x + row * width, b->mlp_norm, s->eps, normed + row * width, 1, width);
         meet(&all);
-        share_of_product(&b->gate_up, normed, rows, hidden);
+        share_of_site(&step, layer, GATE_UP, normed, hidden);
         meet(&all);
 #pragma omp for schedule(static) nowait
         for (long row = 0; row < rows; row++)
             gated_silu(hidden + row * 2 * inner, active + row * inner, 1, inner);
         meet(&all);
-        share_of_product(&b->down, active, rows, y);
+        share_of_site(&step, layer, DOWN, active, y);
         share_of_sum(x, y, rows, width);
         meet(&all);
     }

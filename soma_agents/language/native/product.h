@@ -1,85 +1,13 @@
-/* bf16 numbers, and products with 4-bit and 8-bit blocks, for `kernels.c`. */
+/* Products with 4-bit and 8-bit blocks, for `kernels.c`. */
 
-#include <immintrin.h>
-#include <omp.h>
-#include <sched.h>
-#include <stdint.h>
+#pragma once
 
-#define INLINE static inline __attribute__((always_inline))
-#define EACH _Pragma("GCC unroll 8")
+#include "numbers.h"
 
-/* Scores below which waking another core takes longer than the work. */
-enum { WORTHWHILE = 4096 };
-enum { TILE = 16, GROUP = 32, MOST_ROWS = 8, MOST_TILES = 4, MOST_TOGETHER = 64, PATIENCE = 500 };
+enum { GROUP = 32, MOST_ROWS = 8, MOST_TILES = 4, MOST_TOGETHER = 64 };
 
 /* Bytes of 16 outputs' numbers of one group. */
 #define BLOCK(bits) (GROUP * TILE / 8 * (bits))
-
-typedef uint16_t bf16;
-
-INLINE float wide(bf16 x)
-{
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128((int)x << 16)));
-}
-
-INLINE __m512 wide16(const bf16 *x)
-{
-    __m256i halves = _mm256_loadu_si256((const void *)x);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-INLINE bf16 narrow(float x)
-{
-    return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0);
-}
-
-INLINE void narrow16(bf16 *to, __m512 x)
-{
-    _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
-/* e to the x: 2 to the whole part by scaling, to the rest by its Taylor series, to 1e-7. */
-INLINE __m512 exp16(__m512 x)
-{
-    /* Beyond these it is 0 or infinite anyway; NaN, as the second operand, stays. */
-    x = _mm512_max_ps(_mm512_set1_ps(-200), _mm512_min_ps(_mm512_set1_ps(100), x));
-    __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
-    __m512 whole = _mm512_roundscale_ps(power, 0);
-    __m512 rest = _mm512_mul_ps(_mm512_sub_ps(power, whole), _mm512_set1_ps(0.69314718f));
-    static const float factors[] = {1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f};
-    __m512 sum = _mm512_set1_ps(1.f / 720);
-    EACH for (int i = 0; i < 6; i++)
-        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factors[i]));
-    return _mm512_scalef_ps(sum, whole);
-}
-
-/* Where the threads of a step wait for each other. OpenMP's own barrier puts them to sleep at once
-   where a process has more threads than cores, and waking takes longer than the work between. */
-struct meeting {
-    long arrived, round;
-};
-
-static void meet(struct meeting *m)
-{
-    const long round = __atomic_load_n(&m->round, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_ACQ_REL) == omp_get_num_threads()) {
-        __atomic_store_n(&m->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&m->round, round + 1, __ATOMIC_RELEASE);
-        return;
-    }
-    for (long turns = 0; __atomic_load_n(&m->round, __ATOMIC_ACQUIRE) == round; turns++)
-        if (turns < PATIENCE) _mm_pause();
-        else sched_yield(); /* the other may need this core */
-}
-
-int supported(void)
-{
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl");
-}
-
-/* --- products with 4-bit and 8-bit blocks ---------------------------------------------------- */
 
 struct matrix {
     const uint8_t *packed; /* see `pack` */
@@ -220,8 +148,8 @@ static void rows_together(const struct matrix *m, const bf16 *x, long rows, bf16
 /* The calling thread's share of the outputs of a product. */
 static void share_of_product(const struct matrix *m, const bf16 *x, long rows, bf16 *y)
 {
-    const long part = omp_get_thread_num(), parts = omp_get_num_threads(), tiles = m->outputs / TILE;
-    const long tile = tiles * part / parts, end = tiles * (part + 1) / parts;
+    long tile, end;
+    share_of_tiles(m->outputs, &tile, &end);
     for (long row = 0; row < rows; row += MOST_TOGETHER)
         rows_together(m, x + row * m->inputs, rows - row < MOST_TOGETHER ? rows - row : MOST_TOGETHER,
                       y + row * m->outputs, tile, end);
