@@ -1,8 +1,9 @@
 """Matrices in the form in which decoding reads them fastest.
 
 Decoding a few tokens is bound by reading weights. Those that a file stores in blocks of 32
-values with 2, 4 or 8 bits are therefore multiplied from 4-bit blocks (our kernel or torch's, bf16
-inputs, fp32 sums), which is as true to the file as bf16 weights are; all others stay dense.
+values with 2, 4, 5 or 8 bits are therefore multiplied from blocks of 4 or 8 bits, as true to the file
+as bf16 weights are: by our kernel, which rounds inputs to bytes, or torch's with bf16 inputs. All
+others stay dense.
 """
 
 from typing import NamedTuple, Protocol

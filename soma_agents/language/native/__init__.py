@@ -1,7 +1,8 @@
-"""Kernels in C for what decoding does most, where they are compiled and the processor has AVX512-BF16.
+"""Kernels in C for what decoding does most, where they are compiled and the processor has AVX512.
 
-They are torch's arithmetic (bf16 in and out, sums in fp32) without what a call of torch costs, and a
-product with stored blocks in which eight rows cost little more than three.
+They are torch's arithmetic (bf16 in and out, sums in fp32) without what a call of torch costs. A
+product with stored blocks rounds its input to signed bytes, 32 numbers by the largest of them, and
+multiplies whole numbers (AVX512-VNNI).
 """
 
 import ctypes

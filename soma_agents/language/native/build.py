@@ -9,7 +9,7 @@ from soma_agents.language.native.place import SOURCE, library
 
 FLAGS = (
     *("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp"),
-    *("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16"),
+    *("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mavx512vnni"),
 )
 
 
@@ -33,5 +33,5 @@ if __name__ == "__main__":
     sys.stdout.write(
         "soma: compiled the decoding kernels\n"
         if found
-        else "soma: no C compiler for this processor's AVX512-BF16; decoding uses torch alone\n"
+        else "soma: no C compiler for this processor's AVX512-BF16 and -VNNI; decoding uses torch alone\n"
     )

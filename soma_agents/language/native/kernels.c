@@ -1,5 +1,5 @@
-/* The arithmetic of a decoding step for x86-64 with AVX512-BF16: bf16 numbers in and out, sums in
-   fp32. Each row of a batch is computed the same whatever the other rows are. `__init__.py` says
+/* The arithmetic of a decoding step for x86-64 with AVX512-BF16 and AVX512-VNNI: bf16 numbers in and
+   out, sums in fp32. Each row of a batch is computed the same whatever the other rows are. `__init__.py` says
    what the shapes are and checks them; `build.py` compiles this. */
 
 #include "low_rank.h"
@@ -8,8 +8,8 @@
 int supported(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl");
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 
 /* --- attention ------------------------------------------------------------------------------- */

@@ -1,10 +1,14 @@
-/* Products with 4-bit and 8-bit blocks, for `kernels.c`. */
+/* Products with 4-bit and 8-bit blocks, for `kernels.c`: a row of x is rounded to signed bytes, each
+   group of 32 numbers by the largest of its own, as llama.cpp does; whole numbers are multiplied. */
 
 #pragma once
 
 #include "numbers.h"
 
 enum { GROUP = 32, MOST_ROWS = 8, MOST_TILES = 4, MOST_TOGETHER = 64 };
+
+/* Numbers below it count as zero: 127 over them would be infinite. */
+#define LEAST 1e-36f
 
 /* Bytes of 16 outputs' numbers of one group. */
 #define BLOCK(bits) (GROUP * TILE / 8 * (bits))
@@ -15,109 +19,110 @@ struct matrix {
     int64_t bits, outputs, inputs;
 };
 
-struct product {
-    const struct matrix *m;
-    const bf16 *x;       /* (rows, inputs) */
-    const float *x_sums; /* (rows, groups) */
-    bf16 *y;             /* (rows, outputs) */
+/* Rows of x in whole numbers: x = q · scale. */
+struct rounded {
+    int8_t *q;            /* (rows, inputs) */
+    float *scales, *sums; /* (rows, groups); sums of the rounded numbers */
+    int32_t *starts;      /* (rows, groups): what makes up for weights stored without a sign */
 };
 
-/* Whole numbers (outputs, inputs) → (tiles, groups, 16 pairs of inputs, 16 outputs, 2), as bytes,
-   or four neighbouring pairs in the half bytes of a 16-bit word, where they are -8 … 7. */
+struct product {
+    const struct matrix *m;
+    struct rounded x;
+    bf16 *y; /* (rows, outputs) */
+};
+
+/* Whole numbers (outputs, inputs) → (tiles, groups, 8 fours of inputs, 16 outputs, 4), half of their
+   range added, as bytes, or two neighbouring fours in the half bytes of one, where they are 0 … 15. */
 void pack(const int8_t *q, long outputs, long inputs, long bits, uint8_t *packed)
 {
-    const long groups = inputs / GROUP;
+    const long groups = inputs / GROUP, half = 1 << (bits - 1);
 #pragma omp parallel for schedule(static)
     for (long block = 0; block < outputs / TILE * groups; block++) {
         const int8_t *from = q + block / groups * TILE * inputs + block % groups * GROUP;
         uint8_t *to = packed + block * BLOCK(bits);
         for (long i = 0; i < TILE * GROUP; i++) {
-            const long pair = i / 32, output = i % 32 / 2;
-            const int value = from[output * inputs + 2 * pair + i % 2];
+            const long four = i / 64, output = i % 64 / 4;
+            const int value = from[output * inputs + four * 4 + i % 4] + half;
             if (bits == 8) to[i] = (uint8_t)value;
             else {
-                uint16_t *word = (uint16_t *)to + pair / 4 * 32 + i % 32;
-                *word = (uint16_t)((pair % 4 ? *word : 0) | (value + 8) << pair % 4 * 4);
+                uint8_t *byte = to + four / 2 * 64 + i % 64;
+                *byte = (uint8_t)((four % 2 ? *byte : 0) | value << four % 2 * 4);
             }
         }
     }
 }
 
-/* -8 … 7 in bf16, twice: of an index five bits count, and a half byte has four. */
-INLINE __m512i half_bytes(void)
+/* The largest of 32 numbers without their signs; infinite or NaN if one is. */
+INLINE float largest(const bf16 *x)
 {
-    bf16 table[32];
-    for (int i = 0; i < 32; i++) {
-        float value = (float)((i & 15) - 8);
-        uint32_t bits;
-        __builtin_memcpy(&bits, &value, 4);
-        table[i] = (bf16)(bits >> 16);
+    const __m512i all = _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi16(0x7FFF));
+    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    const __m128i quarter = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi16(-1)));
+    return wide((bf16)~_mm_extract_epi16(least, 0));
+}
+
+/* `groups` of 32 numbers, rounded; `half` of the range of the weights they will meet. A group with an
+   infinite number or NaN gets such a scale, so that its products are no numbers either. */
+static void to_bytes(const bf16 *x, long groups, uint32_t half, const struct rounded *to)
+{
+    for (long g = 0; g < groups; g++) {
+        const float most = largest(x + g * GROUP);
+        const __m512 steps = _mm512_set1_ps(most > LEAST ? 127.f / most : 0.f);
+        const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(wide16(x + g * GROUP), steps));
+        const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(wide16(x + g * GROUP + 16), steps));
+        _mm_storeu_si128((void *)(to->q + g * GROUP), _mm512_cvtsepi32_epi8(low));
+        _mm_storeu_si128((void *)(to->q + g * GROUP + 16), _mm512_cvtsepi32_epi8(high));
+        const int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+        to->scales[g] = most / 127.f;
+        to->sums[g] = (float)sum * to->scales[g];
+        to->starts[g] = (int32_t)(-half * (uint32_t)sum);
     }
-    return _mm512_loadu_si512(table);
 }
 
-INLINE __m512i whole_bytes(const uint8_t *from)
-{
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(from + 16))));
-    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
-}
-
-/* All rows, R of them, and T tiles of 16 outputs from `tile` on. */
-INLINE void outputs_of(const struct product *p, long tile, const int R, const int T, const int bits)
+/* One tile of 16 outputs for all rows, R of them. */
+INLINE void outputs_of(const struct product *p, long tile, const int R, const int bits)
 {
     const long groups = p->m->inputs / GROUP;
-    const __m512i table = half_bytes();
-    __m512 sum[8][4];
-    EACH for (int r = 0; r < R; r++)
-        EACH for (int t = 0; t < T; t++) sum[r][t] = _mm512_setzero_ps();
+    const __m512i low_half = _mm512_set1_epi8(15);
+    __m512 sum[MOST_ROWS];
+    EACH for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
     for (long g = 0; g < groups; g++) {
-        __m512 part[8][4];
-        EACH for (int r = 0; r < R; r++)
-            EACH for (int t = 0; t < T; t++) part[r][t] = _mm512_setzero_ps();
-        for (long four = 0; four < 4; four++) {
-            const bf16 *x = p->x + g * GROUP + four * 8;
-            EACH for (int t = 0; t < T; t++) {
-                const uint8_t *from = p->m->packed + ((tile + t) * groups + g) * BLOCK(bits);
-                __m512i words = _mm512_loadu_si512(from + four * 64);
-                EACH for (int i = 0; i < 4; i++) {
-                    __m512i w = bits == 8 ? whole_bytes(from + (four * 4 + i) * 32)
-                                          : _mm512_permutexvar_epi16(words, table);
-                    words = _mm512_srli_epi16(words, 4);
-                    EACH for (int r = 0; r < R; r++) {
-                        int pair;
-                        __builtin_memcpy(&pair, x + r * p->m->inputs + 2 * i, 4);
-                        part[r][t] = _mm512_dpbf16_ps(part[r][t], (__m512bh)w,
-                                                      (__m512bh)_mm512_set1_epi32(pair));
-                    }
-                }
+        const uint8_t *from = p->m->packed + (tile * groups + g) * BLOCK(bits);
+        const int8_t *x = p->x.q + g * GROUP;
+        __m512i part[MOST_ROWS];
+        EACH for (int r = 0; r < R; r++) part[r] = _mm512_set1_epi32(p->x.starts[r * groups + g]);
+        EACH for (int four = 0; four < 8; four++) {
+            __m512i w = _mm512_loadu_si512(from + (bits == 8 ? four : four / 2) * 64);
+            if (bits == 4) w = _mm512_and_si512(four % 2 ? _mm512_srli_epi16(w, 4) : w, low_half);
+            EACH for (int r = 0; r < R; r++) {
+                int numbers;
+                __builtin_memcpy(&numbers, x + r * p->m->inputs + four * 4, 4);
+                part[r] = _mm512_dpbusd_epi32(part[r], w, _mm512_set1_epi32(numbers));
             }
         }
-        EACH for (int t = 0; t < T; t++) {
-            const bf16 *scales = p->m->scales + ((tile + t) * groups + g) * 2 * TILE;
-            __m512 scale = wide16(scales), zero = wide16(scales + TILE);
-            EACH for (int r = 0; r < R; r++) {
-                __m512 x_sum = _mm512_set1_ps(p->x_sums[r * groups + g]);
-                sum[r][t] = _mm512_fmadd_ps(part[r][t], scale, sum[r][t]);
-                sum[r][t] = _mm512_fmadd_ps(zero, x_sum, sum[r][t]);
-            }
+        const bf16 *scales = p->m->scales + (tile * groups + g) * 2 * TILE;
+        const __m512 scale = wide16(scales), zero = wide16(scales + TILE);
+        EACH for (int r = 0; r < R; r++) {
+            const __m512 steps = _mm512_mul_ps(scale, _mm512_set1_ps(p->x.scales[r * groups + g]));
+            const __m512 x_sum = _mm512_set1_ps(p->x.sums[r * groups + g]);
+            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r]), steps, sum[r]);
+            sum[r] = _mm512_fmadd_ps(zero, x_sum, sum[r]);
         }
     }
-    EACH for (int r = 0; r < R; r++)
-        EACH for (int t = 0; t < T; t++)
-            narrow16(p->y + r * p->m->outputs + (tile + t) * TILE, sum[r][t]);
+    EACH for (int r = 0; r < R; r++) narrow16(p->y + r * p->m->outputs + tile * TILE, sum[r]);
 }
 
-/* Tiles from `tile` to `end`, as many at once as registers hold. */
+/* Tiles from `tile` to `end`. */
 INLINE void some_outputs(const struct product *p, long rows, long tile, long end, const int bits)
 {
-#define WALK(R, T)                                                          \
-    case R:                                                                 \
-        for (; tile + T <= end; tile += T) outputs_of(p, tile, R, T, bits); \
-        for (; tile < end; tile++) outputs_of(p, tile, R, 1, bits);         \
+#define WALK(R)                                                   \
+    case R:                                                       \
+        for (; tile < end; tile++) outputs_of(p, tile, R, bits); \
         break;
     switch (rows) {
-        WALK(1, 4) WALK(2, 4) WALK(3, 2) WALK(4, 2) WALK(5, 1) WALK(6, 1) WALK(7, 1) WALK(8, 1)
+        WALK(1) WALK(2) WALK(3) WALK(4) WALK(5) WALK(6) WALK(7) WALK(8)
     }
 }
 
@@ -126,19 +131,18 @@ INLINE void some_outputs(const struct product *p, long rows, long tile, long end
 static void rows_together(const struct matrix *m, const bf16 *x, long rows, bf16 *y, long tile, long end)
 {
     const long groups = m->inputs / GROUP;
-    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3F80);
-    float x_sums[rows * groups];
-    for (long i = 0; i < rows * groups; i++) {
-        __m512bh group = (__m512bh)_mm512_loadu_si512(x + i * GROUP);
-        x_sums[i] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), group, ones));
-    }
+    int8_t q[rows * m->inputs];
+    float scales[rows * groups], sums[rows * groups];
+    int32_t starts[rows * groups];
+    const struct rounded all = {q, scales, sums, starts};
+    to_bytes(x, rows * groups, 1u << (m->bits - 1), &all);
     const long few = rows > MOST_ROWS ? MOST_TILES : end - tile;
     for (long stop; tile < end; tile = stop) {
         stop = tile + few < end ? tile + few : end;
         for (long row = 0; row < rows; row += MOST_ROWS) {
-            const long some = rows - row < MOST_ROWS ? rows - row : MOST_ROWS;
-            const struct product p = {m, x + row * m->inputs, x_sums + row * groups,
-                                      y + row * m->outputs};
+            const long some = rows - row < MOST_ROWS ? rows - row : MOST_ROWS, at = row * groups;
+            const struct product p = {
+                m, {q + row * m->inputs, scales + at, sums + at, starts + at}, y + row * m->outputs};
             if (m->bits == 8) some_outputs(&p, some, tile, stop, 8);
             else some_outputs(&p, some, tile, stop, 4);
         }
