@@ -1,8 +1,8 @@
 """Kernels in C for what decoding does most, where they are compiled and the processor has AVX512.
 
 They are torch's arithmetic (bf16 in and out, sums in fp32) without what a call of torch costs. A
-product with stored blocks rounds its input to signed bytes, 32 numbers by the largest of them, and
-multiplies whole numbers (AVX512-VNNI).
+product with stored blocks rounds its input to bytes, 32 numbers by their range, and multiplies whole
+numbers (AVX512-VNNI).
 """
 
 import ctypes

@@ -1,5 +1,5 @@
-/* Products with 4-bit and 8-bit blocks, for `kernels.c`: a row of x is rounded to signed bytes, each
-   group of 32 numbers by the largest of its own, as llama.cpp does; whole numbers are multiplied. */
+/* Products with 4-bit and 8-bit blocks, for `kernels.c`: a row of x is rounded to bytes, each group of
+   32 numbers by its own range, and whole numbers are multiplied. */
 
 #pragma once
 
@@ -19,10 +19,11 @@ struct matrix {
     int64_t bits, outputs, inputs;
 };
 
-/* Rows of x in whole numbers: x = q · scale. */
+/* Rows of x in whole numbers: x = (q + middle) · scale. */
 struct rounded {
     int8_t *q;            /* (rows, inputs) */
     float *scales, *sums; /* (rows, groups); sums of the rounded numbers */
+    int32_t *middles;     /* (rows, groups), in 16 bits */
     int32_t *starts;      /* (rows, groups): what makes up for weights stored without a sign */
 };
 
@@ -53,30 +54,44 @@ void pack(const int8_t *q, long outputs, long inputs, long bits, uint8_t *packed
     }
 }
 
-/* The largest of 32 numbers without their signs; infinite or NaN if one is. */
-INLINE float largest(const bf16 *x)
+/* The largest of 32 whole numbers without a sign. */
+INLINE uint16_t largest(__m512i x)
 {
-    const __m512i all = _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi16(0x7FFF));
-    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-    const __m128i quarter = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi16(-1)));
-    return wide((bf16)~_mm_extract_epi16(least, 0));
+    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    const __m128i few = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return (uint16_t)~_mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(few, _mm_set1_epi16(-1))), 0);
+}
+
+/* The range of 32 numbers and zero: bf16 are ordered as whole numbers, those below zero backwards and
+   behind the others, NaN outermost. */
+INLINE void range_of(const bf16 *x, float *low, float *high)
+{
+    const __m512i all = _mm512_loadu_si512(x);
+    const uint16_t last = largest(all);
+    *low = last >> 15 ? wide(last) : 0.f;
+    *high = wide(largest(_mm512_max_epi16(all, _mm512_setzero_si512())));
 }
 
 /* `groups` of 32 numbers, rounded; `half` of the range of the weights they will meet. A group with an
    infinite number or NaN gets such a scale, so that its products are no numbers either. */
 static void to_bytes(const bf16 *x, long groups, uint32_t half, const struct rounded *to)
 {
-    for (long g = 0; g < groups; g++) {
-        const float most = largest(x + g * GROUP);
-        const __m512 steps = _mm512_set1_ps(most > LEAST ? 127.f / most : 0.f);
-        const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(wide16(x + g * GROUP), steps));
-        const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(wide16(x + g * GROUP + 16), steps));
-        _mm_storeu_si128((void *)(to->q + g * GROUP), _mm512_cvtsepi32_epi8(low));
-        _mm_storeu_si128((void *)(to->q + g * GROUP + 16), _mm512_cvtsepi32_epi8(high));
-        const int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
-        to->scales[g] = most / 127.f;
-        to->sums[g] = (float)sum * to->scales[g];
+    for (long g = 0; g < groups; g++, x += GROUP) {
+        float low, high;
+        range_of(x, &low, &high);
+        /* 254, so that both ends, rounded, are 255 apart at most. */
+        const float scale = (high - low) / 254.f, steps = high - low > LEAST ? 254.f / (high - low) : 0.f;
+        const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(wide16(x), _mm512_set1_ps(steps)));
+        const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(wide16(x + 16), _mm512_set1_ps(steps)));
+        const int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+        const int middle = 128 + _mm_cvtss_si32(_mm_set_ss(low * steps));
+        const __m512i back = _mm512_set1_epi32(middle);
+        __m128i *q = (void *)(to->q + g * GROUP);
+        _mm_storeu_si128(q, _mm512_cvtsepi32_epi8(_mm512_sub_epi32(first, back)));
+        _mm_storeu_si128(q + 1, _mm512_cvtsepi32_epi8(_mm512_sub_epi32(second, back)));
+        to->scales[g] = scale;
+        to->sums[g] = (float)sum * scale;
+        to->middles[g] = middle & 0xFFFF;
         to->starts[g] = (int32_t)(-half * (uint32_t)sum);
     }
 }
@@ -91,11 +106,12 @@ INLINE void outputs_of(const struct product *p, long tile, const int R, const in
     for (long g = 0; g < groups; g++) {
         const uint8_t *from = p->m->packed + (tile * groups + g) * BLOCK(bits);
         const int8_t *x = p->x.q + g * GROUP;
-        __m512i part[MOST_ROWS];
+        __m512i part[MOST_ROWS], total = _mm512_setzero_si512();
         EACH for (int r = 0; r < R; r++) part[r] = _mm512_set1_epi32(p->x.starts[r * groups + g]);
         EACH for (int four = 0; four < 8; four++) {
             __m512i w = _mm512_loadu_si512(from + (bits == 8 ? four : four / 2) * 64);
             if (bits == 4) w = _mm512_and_si512(four % 2 ? _mm512_srli_epi16(w, 4) : w, low_half);
+            total = _mm512_dpbusd_epi32(total, w, _mm512_set1_epi8(1));
             EACH for (int r = 0; r < R; r++) {
                 int numbers;
                 __builtin_memcpy(&numbers, x + r * p->m->inputs + four * 4, 4);
@@ -107,6 +123,8 @@ INLINE void outputs_of(const struct product *p, long tile, const int R, const in
         EACH for (int r = 0; r < R; r++) {
             const __m512 steps = _mm512_mul_ps(scale, _mm512_set1_ps(p->x.scales[r * groups + g]));
             const __m512 x_sum = _mm512_set1_ps(p->x.sums[r * groups + g]);
+            const __m512i middle = _mm512_set1_epi32(p->x.middles[r * groups + g]);
+            part[r] = _mm512_dpwssd_epi32(part[r], total, middle);
             sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r]), steps, sum[r]);
             sum[r] = _mm512_fmadd_ps(zero, x_sum, sum[r]);
         }
@@ -133,8 +151,8 @@ static void rows_together(const struct matrix *m, const bf16 *x, long rows, bf16
     const long groups = m->inputs / GROUP;
     int8_t q[rows * m->inputs];
     float scales[rows * groups], sums[rows * groups];
-    int32_t starts[rows * groups];
-    const struct rounded all = {q, scales, sums, starts};
+    int32_t middles[rows * groups], starts[rows * groups];
+    const struct rounded all = {q, scales, sums, middles, starts};
     to_bytes(x, rows * groups, 1u << (m->bits - 1), &all);
     const long few = rows > MOST_ROWS ? MOST_TILES : end - tile;
     for (long stop; tile < end; tile = stop) {
@@ -142,7 +160,9 @@ static void rows_together(const struct matrix *m, const bf16 *x, long rows, bf16
         for (long row = 0; row < rows; row += MOST_ROWS) {
             const long some = rows - row < MOST_ROWS ? rows - row : MOST_ROWS, at = row * groups;
             const struct product p = {
-                m, {q + row * m->inputs, scales + at, sums + at, starts + at}, y + row * m->outputs};
+                m,
+                {q + row * m->inputs, scales + at, sums + at, middles + at, starts + at},
+                y + row * m->outputs};
             if (m->bits == 8) some_outputs(&p, some, tile, stop, 8);
             else some_outputs(&p, some, tile, stop, 4);
         }
