@@ -74,12 +74,15 @@ INLINE __m512 sums_of(__m512 x[16])
 INLINE __m512 dots(const bf16 *x, const bf16 *rows, long count, long size)
 {
     __m512 sums[16];
+    const bf16 *row[16];
     _Pragma("GCC unroll 16") for (long k = 0; k < 16; k++) {
-        const bf16 *row = rows + (k < count ? k : count - 1) * size;
         sums[k] = _mm512_setzero_ps();
-        for (long i = 0; i < size; i += 32)
-            sums[k] = _mm512_dpbf16_ps(sums[k], (__m512bh)_mm512_loadu_si512(x + i),
-                                       (__m512bh)_mm512_loadu_si512(row + i));
+        row[k] = rows + (k < count ? k : count - 1) * size;
+    }
+    for (long i = 0; i < size; i += 32) {
+        const __m512bh some = (__m512bh)_mm512_loadu_si512(x + i);
+        _Pragma("GCC unroll 16") for (long k = 0; k < 16; k++)
+            sums[k] = _mm512_dpbf16_ps(sums[k], some, (__m512bh)_mm512_loadu_si512(row[k] + i));
     }
     return sums_of(sums);
 }
