@@ -38,7 +38,7 @@ BEHIND, PIECE, PASSAGE = 160, 64, 1600
 ROWS = (1, 2, 4, 8)
 ROUNDS = 40
 CHARACTERS = 40_000
-TARGET, TARGET_DIFFERENCE = 0.4, 0.001
+TARGET, TARGET_DIFFERENCE = 0.5, 0.001
 
 
 def cache_of(model: LanguageModel, rows: int, tokens: int) -> BatchCache:
