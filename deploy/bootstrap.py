@@ -24,6 +24,7 @@ INPUTS = (
     "soma_agents/language/native/kernels.c",
     "soma_agents/language/native/product.h",
     "soma_agents/language/native/build.py",
+    "soma_agents/language/symbols/uids.c",
 )
 
 
