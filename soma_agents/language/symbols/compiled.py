@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 SOURCE = Path(__file__).with_name("uids.c")
-TOGETHER = 4
-"""Lanes come in multiples of it."""
+TOGETHER_BITS = 3
+TOGETHER = 1 << TOGETHER_BITS
+"""Lanes and steps come in multiples of it."""
 
 UInt64s = npt.NDArray[np.uint64]
 Fill = Callable[[UInt64s, UInt64s], None]

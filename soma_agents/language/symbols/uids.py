@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from arbiters.errors import InvalidError
-from soma_agents.language.symbols.compiled import TOGETHER, UInt64s, compiled
+from soma_agents.language.symbols.compiled import TOGETHER, TOGETHER_BITS, UInt64s, compiled
 
 MULTIPLIER = np.array(2685821657736338717, np.uint64)
 SHIFTS = np.array(12, np.uint64), np.array(25, np.uint64), np.array(27, np.uint64)
@@ -45,7 +45,9 @@ def uids(seed: int, count: int, *, skip: int = 0) -> UInt64s:
     fill, most = _fill, STEP_BITS
     if (loop := compiled()) is not None:
         fill, most = loop, COMPILED_STEP_BITS
-    bits = max(1, min(most, (count.bit_length() - 5) // 2))  # starting a lane costs, too
+    bits = max(
+        TOGETHER_BITS, min(most, (count.bit_length() - 5) // 2)
+    )  # starting a lane costs, too
     steps = 1 << bits
     made = np.empty((-(-count // (steps * TOGETHER)) * TOGETHER, steps), np.uint64)
     starts = _lane_starts(_jump(seed, skip % PERIOD), min(len(made), LANES), bits)
