@@ -19,6 +19,10 @@ QUERIES = 128
 ALIGNED = 32
 """A block's keys begin at a multiple of it."""
 
+KEPT = 4096
+"""Tokens of a row up to which attention keeps its weights for the way back; beyond, it makes them
+again a block at a time, as arXiv:2205.14135 does: they would grow with the square of the row."""
+
 ROWS = 512
 """Rows of logits alive at a time."""
 
@@ -80,12 +84,11 @@ class _Attention(torch.autograd.Function):
         weights: list[Tensor] = []
         for start, end, first in _blocks(q.shape[3], window):
             rows = q[:, :, :, start:end].reshape(B, G, -1, D)
-            scores = (rows @ k[:, :, first:end].transpose(-1, -2)).view(B, G, R, end - start, -1)
-            _hide(scores, start - first, window)
-            weight = scores.softmax(-1)
-            seen = weight.view(B, G, -1, end - first) @ v[:, :, first:end]
+            weight = _weights(rows, k[:, :, first:end], R, start - first, window)
+            seen = weight @ v[:, :, first:end]
             y[:, :, :, start:end] = seen.view(B, G, R, end - start, D)
-            weights.append(weight)
+            if q.shape[3] <= KEPT:
+                weights.append(weight)
         ctx.window = window
         ctx.save_for_backward(q, k, v, *weights)
         return y
@@ -97,9 +100,12 @@ class _Attention(torch.autograd.Function):
         B, G, R, T, D = q.shape
         gq = torch.empty_like(q)
         gk, gv = torch.zeros_like(k), torch.zeros_like(v)
-        for (start, end, first), weight in zip(_blocks(T, ctx.window), weights, strict=True):
+        for place, (start, end, first) in enumerate(_blocks(T, ctx.window)):
             rows, up = (x[:, :, :, start:end].reshape(B, G, -1, D) for x in (q, g))
-            flat = weight.view(B, G, -1, end - first)
+            if weights:
+                flat = weights[place]
+            else:
+                flat = _weights(rows, k[:, :, first:end], R, start - first, ctx.window)
             gv[:, :, first:end] += flat.transpose(-1, -2) @ up
             slope = torch.ops.aten._softmax_backward_data(  # noqa: SLF001 — the kernel behind softmax
                 up @ v[:, :, first:end].transpose(-1, -2), flat, -1, flat.dtype
@@ -114,6 +120,14 @@ def _blocks(length: int, window: int) -> Iterator[tuple[int, int, int]]:
     for start in range(0, length, QUERIES):
         first = max(0, start - window + 1) if window else 0
         yield start, min(length, start + QUERIES), first // ALIGNED * ALIGNED
+
+
+def _weights(rows: Tensor, keys: Tensor, heads: int, past: int, window: int) -> Tensor:
+    """Softmax of what queries (B, G, heads · rows, D) have in common with keys (B, G, S, D)."""
+    B, G, N, _ = rows.shape
+    scores = (rows @ keys.transpose(-1, -2)).view(B, G, heads, N // heads, -1)
+    _hide(scores, past, window)
+    return scores.softmax(-1).view(B, G, N, -1)
 
 
 def _hide(scores: Tensor, past: int, window: int) -> None:
