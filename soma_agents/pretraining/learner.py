@@ -7,7 +7,7 @@ each part was worth.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -40,9 +40,6 @@ WRITING = re.compile("out$|down")
 
 LEVELS = (4, 2, 2)
 """Eighths of the slow half of a head's pairs that turn by words, sentences, paragraphs."""
-
-STACKED = ("expand", "contract")
-"""A mixture's matrices in `language.mixture`: all experts' first ones, all experts' second ones."""
 
 Turn = tuple[Tensor, Tensor]
 
@@ -267,15 +264,21 @@ class Learner(nn.Module):
 
     def _served(self, layer: int) -> dict[str, Tensor]:
         """A block's matrices as serving has them: experts above each other."""
-        sites = {site: self.matrices[f"{layer}-{site}"].detach() for site in self.config.sites}
-        served = {f"{site}.weight": weight for site, weight in sites.items()}
+        served = {
+            f"{site}.weight": self.matrices[f"{layer}-{site}"].detach()
+            for site in self.config.sites
+        }
         if not self.config.experts:
             return served
         served["mixture.router.weight"] = self.routers[layer].detach()
-        for name, sites in zip(STACKED, zip(*mlps(self.config), strict=True), strict=True):
-            all_of_it = [self.matrices[f"{layer}-{site}"].detach() for site in sites]
-            served[f"mixture.{name}.weight"] = torch.cat(all_of_it)
+        for name, sites in self._stacked():
+            parts = [self.matrices[f"{layer}-{site}"].detach() for site in sites]
+            served[f"mixture.{name}.weight"] = torch.cat(parts)
         return served
+
+    def _stacked(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Name of each of a mixture's matrices where it is served → those that it is put together of."""
+        return zip(("expand", "contract"), zip(*mlps(self.config), strict=True), strict=True)
 
     @torch.no_grad()
     def take(self, weights: Mapping[str, Tensor]) -> None:
@@ -300,7 +303,7 @@ class Learner(nn.Module):
         if not self.config.experts:
             return
         self.routers[layer].copy_(weights[f"{stem}.mixture.router.weight"])
-        for name, sites in zip(STACKED, zip(*mlps(self.config), strict=True), strict=True):
+        for name, sites in self._stacked():
             parts = weights[f"{stem}.mixture.{name}.weight"].chunk(len(sites))
             for site, part in zip(sites, parts, strict=True):
                 self.matrices[f"{layer}-{site}"].copy_(part)
