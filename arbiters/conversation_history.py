@@ -186,6 +186,11 @@ class ConversationHistory(Arbiter):
         return await self._store.search(tenant, user, words, limit=limit)
 
     @query
+    async def newest(self, tenant: str, user: str, limit: int) -> list[StoredMessage]:
+        """The last messages of all conversations, newest first."""
+        return await self._store.newest(tenant, user, limit=limit)
+
+    @query
     async def statistics(self, tenant: str, user: str) -> dict[str, int]:
         """How many conversations, messages, words, judgements, and messages per role."""
         return await self._store.statistics(tenant, user)

@@ -212,6 +212,10 @@ class ConversationStore(Protocol):
         """Messages that contain every one of the words, best match first."""
         ...
 
+    async def newest(self, tenant: str, user: str, *, limit: int) -> list[StoredMessage]:
+        """The last `limit` messages of all conversations, newest first."""
+        ...
+
     async def feedback(self, tenant: str, user: str, target: str) -> list[StoredFeedback]:
         """Judgements of an inference or a conversation, oldest first."""
         ...

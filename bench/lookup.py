@@ -5,7 +5,8 @@ of a text, code with comments) and free conversation (dialogues of `../shared/co
 it), greedily, as served, and warmer; in one stream and in four. A reply must have the same tokens both
 ways, else this fails. Tokens a second count from the first token on: until then both do the same.
 The figure is what quoting answers gain as served in one stream; it holds when free conversation is
-nowhere slower. Then what a step costs for so many rows is measured: `drafts.FIXED_ROWS` is made of it.
+nowhere slower. How often what was looked up was right, by how many tokens had stood before, is told
+beside it: `drafts.PRIOR` is made of it, as `drafts.FIXED_ROWS` is of what a step costs for so many rows.
 """
 
 import os
@@ -19,7 +20,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import torch
 from backports import zstd
@@ -29,7 +31,7 @@ from bench.corpus import CORPUS, documents, mixed
 from soma_agents.language import prefix, reply, waiting
 from soma_agents.language.cache import BatchCache, PromptCache
 from soma_agents.language.decoder import Decoder
-from soma_agents.language.drafts import MOST_ROWS
+from soma_agents.language.drafts import LONGEST, MOST_ROWS, PRIOR, SHORTEST, Drafter
 from soma_agents.language.engine import Engine
 from soma_agents.language.model import LanguageModel, load_model
 from soma_agents.language.requests import Finished, GenerationRequest, Piece
@@ -49,6 +51,8 @@ TARGET, TARGET_FREE = 1.15, 0.97
 FUNCTIONS = (waiting.FairQueue.remove, prefix.common_prefix, reply.Reply.piece)
 
 Chat = list[ChatMessage]
+Looked = Counter[tuple[int, bool]]
+"""How many tokens had stood before, and whether the next one was right → how often."""
 Told = tuple[list[list[int]], float, int]
 """Replies in tokens, seconds of decoding, and how many tokens these made."""
 
@@ -118,10 +122,37 @@ async def together(engine: Engine, some: list[tuple[int, ...]], sampling: Sampli
     return [tokens for tokens, *_ in found], seconds, sum(len(t) - 1 for t, *_ in found)
 
 
+def looked_up(prompt: Sequence[int], said: Sequence[int]) -> Looked:
+    """At every token of a reply, what was looked up for it: all of them, not only what was drafted."""
+    drafter, found = Drafter(prompt), Looked()
+    for token in said:
+        if guess := drafter.guess(1):
+            found[drafter.matched, guess[0] == token] += 1
+        drafter.push(token)
+    return found
+
+
+def right_by_match(looked: Looked) -> list[dict[str, float]]:
+    """Share that was right, as `drafts.PRIOR` has it."""
+    return [
+        {
+            "stood_before": stood,
+            "times": (times := looked[stood, True] + looked[stood, False]),
+            "right": round(looked[stood, True] / max(1, times), 3),
+            "prior": prior,
+        }
+        for stood, prior in zip(range(SHORTEST, LONGEST + 1), PRIOR, strict=True)
+    ]
+
+
 async def compared(
-    engines: dict[bool, Engine], asked_for: list[tuple[int, ...]], sampling: Sampling, streams: int
+    engines: dict[bool, Engine],
+    asked_for: list[tuple[int, ...]],
+    sampling: Sampling,
+    streams: int,
+    looked: Looked,
 ) -> dict[str, float]:
-    """Tokens a second with drafts and without, and what became of the drafts."""
+    """Tokens a second with drafts and without, and what became of the drafts; adds to `looked`."""
     seconds, tokens = dict.fromkeys(engines, 0.0), dict.fromkeys(engines, 0)
     before = engines[True].stats()
     for at in range(0, len(asked_for), streams):
@@ -132,6 +163,8 @@ async def compared(
             seconds[drafts] += spent
             tokens[drafts] += made
         assert said[True] == said[False], "drafts changed a reply"
+        for prompt, tokens_said in zip(asked_for[at:], said[True], strict=False):
+            looked.update(looked_up(prompt, tokens_said))
     after = engines[True].stats()
     drafted = after.drafted_tokens - before.drafted_tokens
     rates = {drafts: tokens[drafts] / seconds[drafts] for drafts in engines}
@@ -164,14 +197,14 @@ async def measure() -> dict[str, object]:
     model = load_model("smollm2")
     engines = {drafts: Engine(model, slots=4, drafts=drafts) for drafts in (True, False)}
     tasks = {"quoting": prompts(model, quoting()), "free": prompts(model, free())}
-    found = dict[str, dict[str, float]]()
+    found, looked = dict[str, dict[str, float]](), Looked()
     for engine in engines.values():
         engine.start()
         await together(engine, tasks["free"][:1], SETTINGS["greedy"])  # warms up
     for task, asked_for in tasks.items():
         for name, streams in RUNS:
             run = f"{task}, {name}, {streams} at once"
-            found[run] = await compared(engines, asked_for, SETTINGS[name], streams)
+            found[run] = await compared(engines, asked_for, SETTINGS[name], streams, looked)
             print(run, found[run], file=sys.stderr, flush=True)
     for engine in engines.values():
         await engine.close()
@@ -185,6 +218,7 @@ async def measure() -> dict[str, object]:
         "free_least": least,
         "free_target": TARGET_FREE,
         "runs": found,
+        "right_by_match": right_by_match(looked),
         "step_ms": step_ms(model),
     }
 

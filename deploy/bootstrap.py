@@ -26,6 +26,7 @@ INPUTS = (
     "soma_agents/language/native/numbers.h",
     "soma_agents/language/native/product.h",
     "soma_agents/language/native/build.py",
+    "soma_agents/language/symbols/uids.c",
 )
 
 

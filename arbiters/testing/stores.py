@@ -127,6 +127,9 @@ class MemoryConversationStore(Memory):
         found = [m for m in self._of(tenant, user) if wanted <= set(_words(m.content))]
         return sorted(found, key=lambda message: len(_words(message.content)))[:limit]
 
+    async def newest(self, tenant: str, user: str, *, limit: int) -> list[StoredMessage]:
+        return self._of(tenant, user)[::-1][:limit]
+
     async def feedback(self, tenant: str, user: str, target: str) -> list[StoredFeedback]:
         return [
             given

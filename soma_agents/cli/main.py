@@ -12,6 +12,7 @@ from soma_agents.cli import (
     keeping,
     learning,
     looking,
+    memory,
     people,
     pretraining,
     running,
@@ -28,6 +29,7 @@ app = typer.Typer(
 for part in (
     running,
     people,
+    memory,
     learning,
     looking,
     keeping,

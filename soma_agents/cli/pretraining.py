@@ -37,6 +37,12 @@ System = Annotated[
 Tokens = Annotated[int | None, typer.Option("--tokens", help="How many tokens to learn from.")]
 Batch = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens of a step.")]
 Row = Annotated[int | None, typer.Option("--row", help="Tokens that are read together.")]
+Experts = Annotated[
+    int | None, typer.Option("--experts", help="MLPs to choose two from, half as wide each.")
+]
+Context = Annotated[
+    int | None, typer.Option("--context", help="Tokens that the model can look back on.")
+]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="How the rates move.")]
 MicroRows = Annotated[int | None, typer.Option("--micro-rows", help="Rows at a time.")]
 Recompute = Annotated[
@@ -68,6 +74,8 @@ def pretrain(
     corpus: Corpus,
     preset: MaybePreset = None,
     depth: Depth = None,
+    experts: Experts = None,
+    context: Context = None,
     out: Out = Path("soma-lm"),
     held_out: HeldOut = None,
     tokenizer: Tokenizer = None,
@@ -90,7 +98,7 @@ def pretrain(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from soma_agents.pretraining import planning, run
 
-    begun = _begun(base, preset, depth)
+    begun = _begun(base, preset, depth, experts, context)
     recipe = begun.but(
         tokens=tokens,
         batch_tokens=batch_tokens,
@@ -169,15 +177,23 @@ def _told(model: Path, planned: Any) -> dict[str, Any]:
     }
 
 
-def _begun(base: Path | None, preset: str | None, depth: int | None) -> Any:
+def _begun(
+    base: Path | None,
+    preset: str | None,
+    depth: int | None,
+    experts: int | None,
+    context: int | None,
+) -> Any:
     """The recipe that options change: that of a preset or a depth, or of a base to go on with."""
     if base is None:
-        return _recipe(preset or "showcase", depth)
+        return _recipe(preset or "showcase", depth, experts, context)
     from soma_agents.pretraining import recipe as recipes
     from soma_agents.pretraining.artifact import load_weights
 
-    if preset is not None or depth is not None:
-        raise InvalidError("--from brings its own sizes; leave out --preset and --depth")
+    if any(said is not None for said in (preset, depth, experts, context)):
+        raise InvalidError(
+            "--from brings its own sizes; leave out --preset, --depth, --experts and --context"
+        )
     return recipes.of_base(load_weights(base)[0])
 
 
@@ -192,16 +208,20 @@ def _system(base: Path | None, said: str | None) -> str:
     return PERSONA if said is None else said
 
 
-def _recipe(preset: str, depth: int | None, **changes: Any) -> Any:
+def _recipe(preset: str, depth: int | None, experts: int | None, context: int | None) -> Any:
     from soma_agents.pretraining import recipe as recipes
 
     recipe = recipes.preset(preset) if depth is None else recipes.of_depth(depth)
-    return recipe.but(**changes)
+    if experts is not None:
+        recipe = recipes.with_experts(recipe, experts)
+    return recipe if context is None else recipes.with_context(recipe, context)
 
 
 def plan(
     preset: Preset = "showcase",
     depth: Depth = None,
+    experts: Experts = None,
+    context: Context = None,
     tokens: Tokens = None,
     batch_tokens: Batch = None,
     row: Row = None,
@@ -209,26 +229,31 @@ def plan(
     recompute: Recompute = None,
     json: Json = False,
 ) -> None:
-    """Say what a run would take on this machine; refuse what cannot fit."""
+    """Say what a run would take on this machine; fail if that cannot fit."""
     from dataclasses import asdict
 
     from soma_agents.pretraining import planning
 
-    recipe = _recipe(
-        preset,
-        depth,
+    recipe = _recipe(preset, depth, experts, context).but(
         tokens=tokens,
         batch_tokens=batch_tokens,
         row=row,
         micro_rows=micro_rows,
         recompute=recompute,
     )
-    found = planning.require(recipe)
+    found = planning.plan(recipe)
     if json:
-        print_json(asdict(found))
-        return
-    rows = [
+        print_json(asdict(found) | {"fits": found.fits})
+    else:
+        print_table((recipe.name, ""), _rows(found))
+    planning.require(recipe)
+
+
+def _rows(found: Any) -> list[tuple[str, str]]:
+    """A plan, line by line."""
+    return [
         ("parameters", f"{found.parameters:,}"),
+        ("a token meets", f"{found.active:,}"),
         ("tokens", f"{found.tokens:,} in {found.steps:,} steps"),
         ("memory", f"{found.memory / 2**30:.2f} GiB of {found.free / 2**30:.2f} GiB free"),
         ("weights, gradients", f"{found.weights / 2**30:.2f} GiB"),
@@ -237,7 +262,6 @@ def plan(
         ("speed", f"{found.tokens_per_second:,.0f} tokens/s"),
         ("time", f"{found.seconds / 3600:.2f} h"),
     ]
-    print_table((recipe.name, ""), rows)
 
 
 class _Bar:

@@ -15,7 +15,8 @@ SHORTEST = 2
 SIZES = (4, SHORTEST)
 """So many are looked up, the most first."""
 PRIOR = (0.45, 0.6, 0.7, 0.8, 0.9)
-"""How often the next token was right, by how many tokens had stood before, from SHORTEST on."""
+"""How often the next token was right, by how many tokens had stood before, from SHORTEST on
+(`python -m bench.lookup`, `right_by_match`)."""
 PRIOR_WEIGHT = 4.0
 MEMORY = 0.9
 """Share of what was learnt about this reply that a step leaves."""
@@ -36,7 +37,8 @@ class Drafter:
             grams = zip(*(self._tokens[i:] for i in range(size)), strict=False)
             self._behind[size] = dict(zip(grams, range(size, len(prompt)), strict=False))
         self._guess: list[int] = []
-        self._matched = SHORTEST
+        self.matched = SHORTEST
+        """Tokens that had stood before where the guess was found, LONGEST at most."""
         self._right = self._tried = 0.0
 
     def push(self, token: int) -> None:
@@ -58,7 +60,7 @@ class Drafter:
         if start is None:
             self._guess = []
         else:
-            self._matched = self._stood_before(start)
+            self.matched = self._stood_before(start)
             followed = self._tokens[start : start + max(most, 1)]
             # What goes beyond the newest token goes round: it repeats itself.
             self._guess = (followed * (most // len(followed) + 1))[:most]
@@ -72,7 +74,7 @@ class Drafter:
 
     def trust(self) -> float:
         """How likely a token of the guess is to be right, given those before it."""
-        prior = PRIOR[self._matched - SHORTEST]
+        prior = PRIOR[self.matched - SHORTEST]
         return (prior * PRIOR_WEIGHT + self._right) / (PRIOR_WEIGHT + self._tried)
 
 

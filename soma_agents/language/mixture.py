@@ -20,10 +20,11 @@ class Mixture(nn.Module):
         C, width = config.d_model, config.d_ff
         self.experts = config.experts
         self.chosen = config.experts_per_token
+        self.gated = config.gated
         self.activate = ACTIVATIONS[config.activation]
         self.router = nn.Linear(C, config.experts, bias=False)
-        self.expand = nn.Linear(C, config.experts * 2 * width, bias=False)
-        """Of each expert gate, then up."""
+        self.expand = nn.Linear(C, config.experts * config.site_shape("gate_up")[0], bias=False)
+        """Of each expert gate, if there is one, then up."""
         self.contract = nn.Linear(width, config.experts * C, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +41,12 @@ class Mixture(nn.Module):
         for expert, (expand, contract) in enumerate(pairs):
             rows, places = (experts == expert).nonzero(as_tuple=True)
             if len(rows):
-                gate, up = F.linear(tokens[rows], expand).chunk(2, dim=-1)
-                said = F.linear(self.activate(gate) * up, contract)
+                said = F.linear(self._activated(F.linear(tokens[rows], expand)), contract)
                 y = y.index_add(0, rows, said * shares[rows, places, None])
         return y.view(x.shape)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if not self.gated:
+            return self.activate(x)
+        gate, up = x.chunk(2, dim=-1)
+        return self.activate(gate) * up

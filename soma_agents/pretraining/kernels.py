@@ -19,6 +19,14 @@ QUERIES = 128
 ALIGNED = 32
 """A block's keys begin at a multiple of it."""
 
+KEPT = 4096
+"""Tokens of a row up to which attention keeps its weights for the way back; beyond, it makes them
+again a block at a time, as arXiv:2205.14135 does: they would grow with the square of the row."""
+
+STRIDE = 1024
+"""Keys of a block in a row beyond that are a multiple of it, the last ones masked: a product's program
+is compiled and kept for each number of keys that is met."""
+
 ROWS = 512
 """Rows of logits alive at a time."""
 
@@ -78,14 +86,13 @@ class _Attention(torch.autograd.Function):
         B, G, R, _, D = q.shape
         y = torch.empty_like(q)
         weights: list[Tensor] = []
-        for start, end, first in _blocks(q.shape[3], window):
+        for start, end, first, last in _blocks(q.shape[3], window):
             rows = q[:, :, :, start:end].reshape(B, G, -1, D)
-            scores = (rows @ k[:, :, first:end].transpose(-1, -2)).view(B, G, R, end - start, -1)
-            _hide(scores, start - first, window)
-            weight = scores.softmax(-1)
-            seen = weight.view(B, G, -1, end - first) @ v[:, :, first:end]
+            weight = _weights(rows, k[:, :, first:last], R, start - first, window)
+            seen = weight @ v[:, :, first:last]
             y[:, :, :, start:end] = seen.view(B, G, R, end - start, D)
-            weights.append(weight)
+            if q.shape[3] <= KEPT:
+                weights.append(weight)
         ctx.window = window
         ctx.save_for_backward(q, k, v, *weights)
         return y
@@ -97,29 +104,42 @@ class _Attention(torch.autograd.Function):
         B, G, R, T, D = q.shape
         gq = torch.empty_like(q)
         gk, gv = torch.zeros_like(k), torch.zeros_like(v)
-        for (start, end, first), weight in zip(_blocks(T, ctx.window), weights, strict=True):
+        for place, (start, end, first, last) in enumerate(_blocks(T, ctx.window)):
             rows, up = (x[:, :, :, start:end].reshape(B, G, -1, D) for x in (q, g))
-            flat = weight.view(B, G, -1, end - first)
-            gv[:, :, first:end] += flat.transpose(-1, -2) @ up
+            if weights:
+                flat = weights[place]
+            else:
+                flat = _weights(rows, k[:, :, first:last], R, start - first, ctx.window)
+            gv[:, :, first:last] += flat.transpose(-1, -2) @ up
             slope = torch.ops.aten._softmax_backward_data(  # noqa: SLF001 — the kernel behind softmax
-                up @ v[:, :, first:end].transpose(-1, -2), flat, -1, flat.dtype
+                up @ v[:, :, first:last].transpose(-1, -2), flat, -1, flat.dtype
             )
-            gq[:, :, :, start:end] = (slope @ k[:, :, first:end]).view(B, G, R, end - start, D)
-            gk[:, :, first:end] += slope.transpose(-1, -2) @ rows
+            gq[:, :, :, start:end] = (slope @ k[:, :, first:last]).view(B, G, R, end - start, D)
+            gk[:, :, first:last] += slope.transpose(-1, -2) @ rows
         return gq, gk, gv, None
 
 
-def _blocks(length: int, window: int) -> Iterator[tuple[int, int, int]]:
-    """First and last row of each block of queries, and the first key that any of them sees."""
+def _blocks(length: int, window: int) -> Iterator[tuple[int, int, int, int]]:
+    """First and last row of each block of queries, and of the keys that are looked at for it."""
     for start in range(0, length, QUERIES):
+        end = min(length, start + QUERIES)
         first = max(0, start - window + 1) if window else 0
-        yield start, min(length, start + QUERIES), first // ALIGNED * ALIGNED
+        last = end if window or length <= KEPT else min(length, -(-end // STRIDE) * STRIDE)
+        yield start, end, first // ALIGNED * ALIGNED, last
+
+
+def _weights(rows: Tensor, keys: Tensor, heads: int, past: int, window: int) -> Tensor:
+    """Softmax of what queries (B, G, heads · rows, D) have in common with keys (B, G, S, D)."""
+    B, G, N, _ = rows.shape
+    scores = (rows @ keys.transpose(-1, -2)).view(B, G, heads, N // heads, -1)
+    _hide(scores, past, window)
+    return scores.softmax(-1).view(B, G, N, -1)
 
 
 def _hide(scores: Tensor, past: int, window: int) -> None:
     """Mask what rows must not see: later keys, and with a window those too long ago."""
-    rows = scores.shape[-2]
-    above = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu(1)
+    rows, width = scores.shape[-2:]
+    above = torch.ones(rows, width - past, dtype=torch.bool, device=scores.device).triu(1)
     scores[..., past:].masked_fill_(above, -torch.inf)
     if window and (old := past + rows - window) > 0:
         long_ago = torch.ones(rows, old, dtype=torch.bool, device=scores.device)

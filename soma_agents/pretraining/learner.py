@@ -6,8 +6,10 @@ export. What is SOMA's own (`structure`) can be switched on part by part; docs/l
 each part was worth.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +17,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from arbiters.errors import InvalidError
-from soma_agents.language.architecture import SITES, TransformerConfig
+from soma_agents.language.architecture import TransformerConfig
 from soma_agents.language.transformer import Transformer
+from soma_agents.pretraining.experts import BALANCE, Expert, mixed
 from soma_agents.pretraining.kernels import (
+    ROWS,
     attention,
     cross_entropy,
     gated_unit,
@@ -26,14 +30,18 @@ from soma_agents.pretraining.kernels import (
     squared_relu,
 )
 from soma_agents.pretraining.objectives import Objectives
-from soma_agents.pretraining.recipe import Recipe
+from soma_agents.pretraining.recipe import Recipe, matrices_of, mlps
 from soma_agents.pretraining.structure import Traits, places
 
 MATRICES = "matrices."
 """Names of the weights that Muon takes begin so."""
+WRITING = re.compile("out$|down")
+"""Names of those whose products are added to the stream."""
 
 LEVELS = (4, 2, 2)
 """Eighths of the slow half of a head's pairs that turn by words, sentences, paragraphs."""
+
+Turn = tuple[Tensor, Tensor]
 
 
 class Learner(nn.Module):
@@ -55,10 +63,14 @@ class Learner(nn.Module):
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.matrices = nn.ParameterDict(
             {
-                f"{layer}-{site}": nn.Parameter(torch.empty(config.site_shape(site)))
+                f"{layer}-{name}": nn.Parameter(torch.empty(shape))
                 for layer in range(config.layers)
-                for site in SITES
+                for name, shape in matrices_of(config).items()
             }
+        )
+        self.routers = nn.ParameterList(
+            nn.Parameter(torch.empty(config.experts, config.d_model))
+            for _ in range(config.layers if config.experts else 0)
         )
         if not self.embedding.is_meta:
             self._draw(recipe.seed)
@@ -72,13 +84,14 @@ class Learner(nn.Module):
     def _draw(self, seed: int) -> None:
         """Embeddings from N(0, 0.02²), matrices uniform with variance 1/inputs.
 
-        Those that write to the stream are zero: each block begins as the identity.
+        Those that write to the stream are zero: each block begins as the identity. Routers are
+        drawn as the other matrices are.
         """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             self.embedding.normal_(0, 0.02, generator=generator)
-            for name, weight in self.matrices.items():
-                if name.endswith(("out", "down")):
+            for name, weight in [*self.matrices.items(), *self.routers.named_parameters()]:
+                if WRITING.search(name):
                     weight.zero_()
                 else:
                     reach = (3 / weight.shape[1]) ** 0.5
@@ -122,15 +135,15 @@ class Learner(nn.Module):
         """
         table = self.table()
         head = table.detach().to(self.dtype)
-        hidden = self.hidden(tokens[:, :-1], table)
+        hidden, imbalance = self._through(tokens[:, :-1], table)
         flat, targets = hidden.reshape(-1, self.config.d_model), tokens[:, 1:].reshape(-1)
         if learnt is not None:
             flat, targets = flat[learnt.reshape(-1)], targets[learnt.reshape(-1)]
         nats = cross_entropy(flat, table, head, targets)
-        if self.objectives is None:
-            return nats, nats.detach()
-        extra = self.objectives(hidden, tokens, table, head, self._known())
-        return nats + extra, nats.detach()
+        loss = nats + BALANCE * len(targets) * imbalance
+        if self.objectives is not None:
+            loss = loss + self.objectives(hidden, tokens, table, head, self._known())
+        return loss, nats.detach()
 
     def table(self) -> Tensor:
         """(V, C) in float32: the embeddings, with what the tokens' text adds."""
@@ -140,23 +153,32 @@ class Learner(nn.Module):
 
     def hidden(self, tokens: Tensor, table: Tensor) -> Tensor:
         """Normed states (B, T, C) behind the last block of tokens (B, T)."""
-        x = F.embedding(tokens, table).to(self.dtype)
-        turn = self._turn(tokens)
-        for layer in range(self.config.layers):
-            if self._recipe.recompute and torch.is_grad_enabled():
-                x = checkpoint(self._block, x, layer, turn, use_reentrant=False)
-            else:
-                x = self._block(x, layer, turn)
-        return norm(x, self.config.norm_eps)
+        return self._through(tokens, table)[0]
 
-    def _turn(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _through(self, tokens: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the imbalance of all layers' experts together."""
+        x = F.embedding(tokens, table).to(self.dtype)
+        turn = near = self._turn(tokens, self.config.rope_theta)
+        if self.config.local_rope_theta:
+            near = self._turn(tokens, self.config.local_rope_theta)
+        total = torch.zeros(())
+        for layer in range(self.config.layers):
+            here = near if self.config.local(layer) else turn
+            if self._recipe.recompute and torch.is_grad_enabled():
+                x, imbalance = checkpoint(self._block, x, layer, here, use_reentrant=False)
+            else:
+                x, imbalance = self._block(x, layer, here)
+            total = total + imbalance
+        return norm(x, self.config.norm_eps), total
+
+    def _turn(self, tokens: Tensor, theta: float) -> Turn:
         """Cosines and sines (B or 1, T, D/2), as `language.transformer.rotation` has them.
 
         With hierarchy, pairs that turn slowly by tokens turn by words, sentences, paragraphs.
         """
         half = self.config.head_dim // 2
         steps = torch.arange(half, dtype=torch.float32) / half
-        speeds = self.config.rope_theta**-steps
+        speeds = theta**-steps
         if self._recipe.hierarchy:
             where = places(tokens, self._known()).float()
             slow = [half * eighths // 16 for eighths in LEVELS]
@@ -169,15 +191,29 @@ class Learner(nn.Module):
             angles = torch.arange(tokens.shape[1], dtype=torch.float32)[None, :, None] * speeds
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
-    def _block(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, T, C) → (B, T, C)."""
+    def _block(self, x: Tensor, layer: int, turn: Turn) -> tuple[Tensor, Tensor]:
+        """(B, T, C) → (B, T, C), and the imbalance of its experts, 0 without any."""
         window = self.config.window if self.config.local(layer) else 0
         x = x + self._attend(norm(x, self.config.norm_eps), layer, turn, window)
-        activate = gated_unit if self.config.gated else squared_relu
-        inner = activate(self._project(norm(x, self.config.norm_eps), layer, "gate_up"))
-        return x + self._project(inner, layer, "down")
+        thought, imbalance = self._think(norm(x, self.config.norm_eps), layer)
+        return x + thought, imbalance
 
-    def _attend(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor], window: int) -> Tensor:
+    def _think(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        experts: list[Expert] = [
+            partial(self._mlp, layer=layer, sites=sites) for sites in mlps(self.config)
+        ]
+        if not self.config.experts:
+            return experts[0](x), torch.zeros(())
+        router, chosen = self.routers[layer], self.config.experts_per_token
+        y, imbalance = mixed(x.flatten(0, 1), router, experts, chosen)
+        return y.view(x.shape), imbalance
+
+    def _mlp(self, x: Tensor, layer: int, sites: tuple[str, str]) -> Tensor:
+        expand, contract = sites
+        activate = gated_unit if self.config.gated else squared_relu
+        return self._project(activate(self._project(x, layer, expand)), layer, contract)
+
+    def _attend(self, x: Tensor, layer: int, turn: Turn, window: int) -> Tensor:
         B, T, _ = x.shape
         H, G, D = self.config.heads, self.config.kv_heads, self.config.head_dim
         heads = self._project(x, layer, "qkv").view(B, T, -1, D)
@@ -201,11 +237,10 @@ class Learner(nn.Module):
         """Nats (B, T) of tokens (B, T + 1) behind the first of each row, exact to float32."""
         table = self.table()
         hidden, head = self.hidden(tokens[:, :-1], table), table.to(self.dtype)
-        rows = [
-            F.cross_entropy(F.linear(h, head).float(), t, reduction="none")
-            for h, t in zip(hidden, tokens[:, 1:], strict=True)
-        ]
-        return torch.stack(rows)
+        targets = tokens[:, 1:]
+        parts = zip(hidden.flatten(0, 1).split(ROWS), targets.flatten().split(ROWS), strict=True)
+        nats = [F.cross_entropy(F.linear(h, head).float(), t, reduction="none") for h, t in parts]
+        return torch.cat(nats).view(targets.shape)
 
     @torch.no_grad()
     def exported(self) -> dict[str, Tensor]:
@@ -224,9 +259,26 @@ class Learner(nn.Module):
             if self.config.head_norm:
                 names = (f"{stem}.query_norm.weight", f"{stem}.key_norm.weight")
                 weights |= dict.fromkeys(names, torch.ones(self.config.head_dim))
-            for site in SITES:
-                weights[f"{stem}.{site}.weight"] = self.matrices[f"{layer}-{site}"].detach()
+            weights |= {f"{stem}.{name}": weight for name, weight in self._served(layer).items()}
         return weights
+
+    def _served(self, layer: int) -> dict[str, Tensor]:
+        """A block's matrices as serving has them: experts above each other."""
+        served = {
+            f"{site}.weight": self.matrices[f"{layer}-{site}"].detach()
+            for site in self.config.sites
+        }
+        if not self.config.experts:
+            return served
+        served["mixture.router.weight"] = self.routers[layer].detach()
+        for name, sites in self._stacked():
+            parts = [self.matrices[f"{layer}-{site}"].detach() for site in sites]
+            served[f"mixture.{name}.weight"] = torch.cat(parts)
+        return served
+
+    def _stacked(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Name of each of a mixture's matrices where it is served → those that it is put together of."""
+        return zip(("expand", "contract"), zip(*mlps(self.config), strict=True), strict=True)
 
     @torch.no_grad()
     def take(self, weights: Mapping[str, Tensor]) -> None:
@@ -242,9 +294,19 @@ class Learner(nn.Module):
                     "can be gone on with"
                 )
         self.embedding.copy_(weights["embedding.weight"])
-        for name, weight in self.matrices.items():
-            layer, site = name.split("-")
-            weight.copy_(weights[f"blocks.{layer}.{site}.weight"])
+        for layer in range(self.config.layers):
+            self._take(layer, weights, f"blocks.{layer}")
+
+    def _take(self, layer: int, weights: Mapping[str, Tensor], stem: str) -> None:
+        for site in self.config.sites:
+            self.matrices[f"{layer}-{site}"].copy_(weights[f"{stem}.{site}.weight"])
+        if not self.config.experts:
+            return
+        self.routers[layer].copy_(weights[f"{stem}.mixture.router.weight"])
+        for name, sites in self._stacked():
+            parts = weights[f"{stem}.mixture.{name}.weight"].chunk(len(sites))
+            for site, part in zip(sites, parts, strict=True):
+                self.matrices[f"{layer}-{site}"].copy_(part)
 
     def transformer(self, dtype: torch.dtype = torch.float32) -> Transformer:
         """The same model as serving knows it."""
@@ -259,9 +321,10 @@ def _require_learnable(config: TransformerConfig) -> None:
             f"activation {config.activation!r} with gated = {config.gated!r} cannot be learnt; "
             "use 'silu' with a gate, or 'relu2' without"
         )
-    plain = replace(
-        config, activation="silu", gated=True, head_norm=False, window=0, global_every=0
+    learnable = {"activation": "silu", "gated": True, "head_norm": False} | dict.fromkeys(
+        ("window", "global_every", "local_rope_theta", "experts", "experts_per_token"), 0
     )
+    plain = replace(config, **learnable)
     if beyond := plain.beyond_llama():
         raise InvalidError(f"a model with {beyond} can be served, not learnt from nothing")
     if not config.tied_embeddings:

@@ -16,10 +16,11 @@ import torch
 from torch.nn import functional as F
 
 from arbiters.errors import InvalidError
-from soma_agents.pretraining.kernels import QUERIES
+from soma_agents.language.architecture import TransformerConfig
+from soma_agents.pretraining.kernels import KEPT, QUERIES
 from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.optimiser import NEWTON_SCHULZ
-from soma_agents.pretraining.recipe import Recipe, parameters
+from soma_agents.pretraining.recipe import Recipe, active_parameters, matrices_of, parameters
 
 SHARE = 0.85
 """Of the memory that is free, what a run may plan with."""
@@ -44,6 +45,8 @@ class Plan:
     """What a run is predicted to take. Memory in bytes, time in seconds."""
 
     parameters: int
+    active: int
+    """Parameters that one token meets: all, but of a mixture's experts."""
     steps: int
     tokens: int
     weights: int
@@ -70,6 +73,7 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     rate = recipe.rows * recipe.row / _step_seconds(recipe, machine)
     return Plan(
         parameters=count,
+        active=count - parameters(recipe.model) + active_parameters(recipe.model),
         steps=recipe.steps,
         tokens=recipe.steps * recipe.rows * recipe.row,
         weights=weights,
@@ -123,7 +127,7 @@ def _weights(recipe: Recipe, count: int) -> tuple[int, int]:
     table = recipe.model.vocab_size * recipe.model.d_model
     short = 0 if recipe.precision == "float32" else 2 * 2 * count
     best = 4 * count  # the best weights so far are kept
-    largest = max(a * b for a, b in (recipe.model.site_shape(s) for s in ("qkv", "gate_up")))
+    largest = max(a * b for a, b in matrices_of(recipe.model).values())
     return 2 * 4 * count + short + best, 4 * (count + table) + 3 * 2 * largest
 
 
@@ -131,15 +135,27 @@ def _activations(recipe: Recipe) -> int:
     """Bytes that a micro-batch keeps between its way forward and its way back."""
     model, tokens = recipe.model, recipe.micro_rows * recipe.row
     width = 4 if recipe.precision == "float32" else 2
-    qkv, inner = model.site_shape("qkv")[0], model.site_shape("gate_up")[0]
-    kept = 4 * model.d_model + 2 * qkv + model.heads * model.head_dim + inner + model.d_ff
-    blocks = [tokens * (kept + model.heads * _keys(recipe, n)) for n in range(model.layers)]
+    qkv = model.site_shape("qkv")[0]
+    kept = 4 * model.d_model + 2 * qkv + model.heads * model.head_dim + _inner(model)
+    blocks = [tokens * (kept + model.heads * _kept_keys(recipe, n)) for n in range(model.layers)]
     layers = sum(blocks)
     if recipe.recompute:
         layers = model.layers * tokens * model.d_model + max(blocks)
     rows = min(512, tokens)
     head = 3 * rows * model.vocab_size * width + 2 * 4 * model.vocab_size * model.d_model
     return int(layers * width + head)
+
+
+def _inner(model: TransformerConfig) -> int:
+    """Numbers of a token inside a block's MLP; for each expert of a mixture, it is copied twice."""
+    inner = model.site_shape("gate_up")[0] + model.d_ff
+    return model.experts_per_token * (inner + 2 * model.d_model) if model.experts else inner
+
+
+def _kept_keys(recipe: Recipe, layer: int) -> float:
+    """Weights that attention keeps a token and head: of long rows those of a block of queries."""
+    keys = _keys(recipe, layer)
+    return keys if recipe.row <= KEPT else 4 * keys * QUERIES / recipe.row
 
 
 def _keys(recipe: Recipe, layer: int) -> float:
@@ -155,16 +171,19 @@ def _step_seconds(recipe: Recipe, machine: Machine) -> float:
     model, tokens = recipe.model, recipe.rows * recipe.row
     scores = model.heads * sum(_keys(recipe, layer) for layer in range(model.layers))
     again = 4 / 3 if recipe.recompute else 1.0
-    work = 2 * BACKWARD * again * tokens * (parameters(model) + 2 * model.head_dim * scores)
+    twice = 7 / 6 if recipe.row > KEPT else 1.0
+    """Attention's products, of which long rows make one again on the way back."""
+    attention = 2 * model.head_dim * scores * twice
+    work = 2 * BACKWARD * again * tokens * (active_parameters(model) + attention)
     width = 4 if recipe.precision == "float32" else 2
-    inner, qkv = model.site_shape("gate_up")[0], model.site_shape("qkv")[0]
-    touched = model.layers * (24 * model.d_model + 8 * qkv + 6 * inner)
+    qkv = model.site_shape("qkv")[0]
+    touched = model.layers * (24 * model.d_model + 8 * qkv + 6 * _inner(model))
     touched += 8 * scores + 6 * model.vocab_size
     bytes_ = again * tokens * touched * width + 40 * parameters(model)
     muon = (
         NEWTON_SCHULZ
         * model.layers
-        * sum(_orthogonal(*model.site_shape(site)) for site in ("qkv", "out", "gate_up", "down"))
+        * sum(_orthogonal(*shape) for shape in matrices_of(model).values())
     )
     return (work + muon) / machine.products + bytes_ / machine.passes
 

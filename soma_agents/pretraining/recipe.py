@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from arbiters.errors import InvalidError
-from soma_agents.language.architecture import SITES, TransformerConfig
+from soma_agents.language.architecture import ATTENTION_SITES, MOST_EXPERTS, TransformerConfig
 from soma_agents.training.schedules import CURVES
 
 Precision = Literal["bfloat16", "float16", "float32"]
@@ -18,6 +18,13 @@ TOKENS_PER_PARAMETER = 20
 TUNING_TOKENS, TUNING_BATCH = 1_000_000, 4096
 TUNING_SHARE = 0.2
 """Of the rates that a model begins with."""
+MLP = ("gate_up", "down")
+LONG_THETA, NEAR_THETA = 1_000_000.0, 10_000.0
+"""Of rotations in layers that see all of a long context, and in local ones (arXiv:2503.19786, 2.1)."""
+LONG = 8192
+"""Tokens of a context from which rotations are slowed."""
+CHOSEN = 2
+"""Experts that answer a token (arXiv:2401.04088)."""
 BFLOAT16_PAYS = 256
 """Width below which casting costs more than it saves."""
 
@@ -119,10 +126,32 @@ class Recipe:
         return replace(self, **{name: v for name, v in changes.items() if v is not None})
 
 
+def mlps(model: TransformerConfig) -> list[tuple[str, str]]:
+    """Names of a block's MLPs, the first matrix and the second of each: of all experts, or of one."""
+    if not model.experts:
+        return [("gate_up", "down")]
+    return [(f"gate_up-{expert}", f"down-{expert}") for expert in range(model.experts)]
+
+
+def matrices_of(model: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Name → (outputs, inputs) of what a block multiplies with, routers apart."""
+    shapes = {site: model.site_shape(site) for site in ATTENTION_SITES}
+    for names in mlps(model):
+        shapes |= {name: model.site_shape(site) for name, site in zip(names, MLP, strict=True)}
+    return shapes
+
+
 def parameters(model: TransformerConfig) -> int:
     """Numbers that a model learns while it is pretrained (norms have no scale of their own)."""
-    block = sum(a * b for a, b in (model.site_shape(site) for site in SITES))
+    block = sum(a * b for a, b in matrices_of(model).values()) + model.experts * model.d_model
     return model.layers * block + model.vocab_size * model.d_model
+
+
+def active_parameters(model: TransformerConfig) -> int:
+    """Those that one token meets: of a mixture's experts only the chosen ones."""
+    expert = sum(a * b for a, b in (model.site_shape(site) for site in MLP))
+    idle = model.experts - model.experts_per_token
+    return parameters(model) - model.layers * idle * expert
 
 
 def _model(**sizes: Any) -> TransformerConfig:
@@ -226,6 +255,53 @@ def of_depth(depth: int) -> Recipe:
         matrix_rate=0.02,
         embedding_rate=0.005 * (512 / width) ** 0.5,
         recompute=depth > 24,  # noqa: PLR2004 — beyond, activations outweigh the weights
+    )
+
+
+def with_experts(recipe: Recipe, count: int) -> Recipe:
+    """The same with `count` experts for each MLP: half as wide, and two of them answer a token.
+
+    A token meets as many numbers as before, the routers' apart.
+
+    Raises:
+        InvalidError: two cannot be chosen of so few, or there are too many.
+    """
+    if not CHOSEN <= count <= MOST_EXPERTS:
+        raise InvalidError(f"experts = {count!r}; use {CHOSEN} to {MOST_EXPERTS}")
+    model = replace(
+        recipe.model,
+        d_ff=max(1, recipe.model.d_ff // CHOSEN),
+        experts=count,
+        experts_per_token=CHOSEN,
+    )
+    return replace(recipe, name=f"{recipe.name}-experts-{count}", model=model)
+
+
+def with_context(recipe: Recipe, tokens: int) -> Recipe:
+    """The same for a context of `tokens`, learnt in rows as long, one at a time.
+
+    From `LONG` on heads turn more slowly, and each block is gone through twice: what it leaves in
+    memory grows with the row.
+
+    Raises:
+        InvalidError: no context is that long.
+    """
+    model = replace(recipe.model, context=tokens)
+    changes: dict[str, Any] = {}
+    if tokens >= LONG:
+        near = NEAR_THETA if model.window else 0.0
+        model = replace(model, rope_theta=LONG_THETA, local_rope_theta=near)
+        changes = {"recompute": True}
+    batch = max(recipe.batch_tokens, tokens)
+    return replace(
+        recipe,
+        name=f"{recipe.name}-context-{tokens}",
+        model=model,
+        row=tokens,
+        batch_tokens=batch,
+        tokens=max(recipe.tokens, batch),
+        micro_rows=1,
+        **changes,
     )
 
 

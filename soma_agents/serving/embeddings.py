@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,6 +51,11 @@ class Embeddings:
             vectors, words = self._embedder.counted(texts)
             return render(fold(vectors, dimensions or self.dim), words)
 
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def near(self, text: str, texts: Sequence[str], top: int) -> list[tuple[int, float]]:
+        """The numbers of the `top` texts most like `text`, with their cosines, the nearest first."""
+        work = partial(self._embedder.near, text, texts, top)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def close(self) -> None:

@@ -232,6 +232,15 @@ class SqliteConversationStore:
         )
         return [_message(row) for row in rows]
 
+    async def newest(self, tenant: str, user: str, *, limit: int) -> list[StoredMessage]:
+        """See `ConversationStore.newest`."""
+        rows = await self._database.rows(
+            f"SELECT {_MESSAGE} FROM messages WHERE place IN (SELECT place FROM messages"
+            " WHERE tenant = ? AND user = ? ORDER BY place DESC LIMIT ?) ORDER BY place DESC",
+            (tenant, user, limit),
+        )
+        return [_message(row) for row in rows]
+
     async def feedback(self, tenant: str, user: str, target: str) -> list[StoredFeedback]:
         """See `ConversationStore.feedback`."""
         rows = await self._database.rows(

@@ -17,6 +17,7 @@ from soma_agents.web import (
     feedback,
     health,
     learning,
+    memory,
     openai,
     people,
     specialists,
@@ -61,7 +62,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.health = health.Health()
     app.state.meters = Meters()
-    for part in (openai, embeddings, talk, people, feedback, learning, specialists, admin, health):
+    conversing = (openai, embeddings, talk, memory, people, feedback)
+    for part in (*conversing, learning, specialists, admin, health):
         app.include_router(part.router)
     _add_pages(app)
     errors.install(app)

@@ -161,6 +161,7 @@ async def test_words_are_found_and_counted(history):
     (found,) = await history.search(**WHO, words="tea like")
     assert found.content == "I like green tea"
     assert (await history.statistics(**WHO))["messages"] == 2
+    assert [m.content for m in await history.newest(**WHO, limit=1)] == ["I like coffee"]
 
 
 async def test_conversations_are_exported_as_chat_messages(history):

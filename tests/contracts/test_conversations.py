@@ -162,6 +162,17 @@ async def test_what_was_deleted_can_be_imported_again(conversations, at):
     assert await conversations.add_conversation(*ME, "one", **facts)
 
 
+async def test_the_newest_of_all_conversations_come_first_and_only_ones_own(conversations, at):
+    for n, talk in enumerate(("a", "b", "a", "b")):
+        await conversations.add_message(*ME, message(f"m{n}", at(n), conversation=talk))
+    await conversations.add_message("local", "eve", message("hers", at(9)))
+    await conversations.add_message("elsewhere", "owner", message("theirs", at(9)))
+
+    assert await ids(conversations.newest(*ME, limit=3)) == ["m3", "m2", "m1"]
+    await conversations.delete(*ME, "b")
+    assert await ids(conversations.newest(*ME, limit=3)) == ["m2", "m0"]
+
+
 @pytest.mark.parametrize("value", [0.5, -1.0, "a better answer", "1.0"])
 async def test_feedback_keeps_its_value_and_type(conversations, at, value):
     given = judgement("f1", at(0), value=value, rationale="because")

@@ -51,6 +51,23 @@ def test_a_plan_is_told_before_a_run():
     assert told["tokens_per_second"] > 0
 
 
+def test_a_plan_of_experts_and_a_long_context_tells_both_sizes():
+    told = json.loads(
+        soma("plan", "--preset", "v1", "--experts", 8, "--context", 131_072, "--json").stdout
+    )
+
+    assert told["parameters"] == 116_965_376
+    assert told["active"] == 41_467_904
+
+
+def test_a_plan_that_cannot_fit_is_told_before_it_is_refused():
+    result = CliRunner().invoke(app, ["plan", "--depth", "64", "--json"])
+
+    assert not json.loads(result.stdout)["fits"]
+    assert isinstance(result.exception, InvalidError)
+    assert "the nearest that fits" in str(result.exception)
+
+
 def test_what_cannot_fit_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(InvalidError, match=r"the nearest that fits|nothing of its kind fits"):
         soma("pretrain", tmp_path / "none", "--depth", 64)

@@ -46,7 +46,9 @@ def test_a_rotation_is_the_plain_rotation():
 
 @pytest.mark.parametrize("length", [5, 128, 300])
 @pytest.mark.parametrize("window", [0, 1, 70, 128, 200])
-def test_attention_in_blocks_is_the_plain_attention(length, window):
+@pytest.mark.parametrize("kept", [0, kernels.KEPT])
+def test_attention_in_blocks_is_the_plain_attention(length, window, kept, monkeypatch):
+    monkeypatch.setattr(kernels, "KEPT", kept)
     q, k, v = drawn(2, 4, length, 8), drawn(2, 2, length, 8), drawn(2, 2, length, 8)
     seen = torch.ones(length, length, dtype=torch.bool).tril()
 

@@ -4,7 +4,7 @@ import pytest
 
 from arbiters.errors import InvalidError
 from soma_agents.pretraining.planning import Machine, nearest, plan, require
-from soma_agents.pretraining.recipe import SHOWCASE, V1, of_depth, parameters
+from soma_agents.pretraining.recipe import SHOWCASE, V1, parameters, with_context, with_experts
 
 MACHINE = Machine(products=4e11, passes=1e10, memory=16 << 30, cores=2)
 
@@ -56,16 +56,18 @@ def test_where_nothing_fits_that_is_said():
 
 
 def test_long_contexts_are_planned_without_being_allocated():
-    recipe = of_depth(12)
-    long = replace(
-        recipe,
-        model=replace(recipe.model, context=131_072),
-        row=131_072,
-        batch_tokens=131_072,
-        micro_rows=1,
-    )
+    short, long = plan(V1, MACHINE), plan(with_context(V1, 131_072), MACHINE)
 
-    found = plan(long, MACHINE)
+    assert long.parameters == short.parameters
+    assert long.fits
+    assert long.activations > 2 << 30
+    assert long.tokens_per_second < short.tokens_per_second / 5
 
-    assert found.memory > 100 << 30
-    assert not found.fits
+
+def test_experts_take_memory_and_little_time():
+    plain, mixture = plan(V1, MACHINE), plan(with_experts(V1, 8), MACHINE)
+
+    assert mixture.parameters == parameters(with_experts(V1, 8).model)
+    assert mixture.active < 1.01 * plain.active
+    assert mixture.weights > 2.5 * plain.weights
+    assert plain.tokens_per_second / 2 < mixture.tokens_per_second < plain.tokens_per_second

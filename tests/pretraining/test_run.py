@@ -79,6 +79,30 @@ async def test_the_model_speaks_its_corpus_back(corpus, prose, tmp_path, make_re
     assert set(text.split()[:-1]) <= set(" ".join(prose).split())
 
 
+def test_a_mixture_of_experts_learns_and_is_served_as_it_was_learnt(
+    corpus, tmp_path, make_recipe, make_model
+):
+    model = make_model(experts=4, experts_per_token=2, d_ff=24)
+    seen = []
+
+    made = pretrain(
+        Sources(corpus),
+        make_recipe(model=model, tokens=128 * 40),
+        tmp_path,
+        hooks=Hooks(on_progress=seen.append),
+    )
+
+    assert seen[-1].loss < 0.6 * seen[0].loss
+    served = load_model(str(made.model), dtype=torch.float32).transformer
+    tokens = torch.arange(33)[None] * 7 % 300
+    learner = made.outcome.learner
+    learner.take({n: w.bfloat16().float() for n, w in learner.exported().items()})  # as in the file
+    learner.refresh()
+    logits = served(tokens[:, :-1]).transpose(1, 2)
+    nats = torch.nn.functional.cross_entropy(logits, tokens[:, 1:], reduction="none")
+    torch.testing.assert_close(nats, learner.nats(tokens), atol=1e-4, rtol=1e-4)
+
+
 def test_an_interrupted_run_ends_as_one_that_was_not(packed, tmp_path, make_recipe):
     recipe = make_recipe()
     whole = fit(recipe, packed, TRAITS, directory=tmp_path / "whole")

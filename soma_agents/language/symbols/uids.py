@@ -5,15 +5,16 @@ shifts 12, 25, 27 and the multiplier below. The state takes every value but 0 on
 2^64 - 1 and the multiplier is odd, so the ids of one seed never repeat and none is 0.
 
 One step is linear over GF(2), a 64 x 64 matrix M of bits. M^k starts a lane k steps further on, so
-that numpy advances many lanes by one step at once, each inside its own stretch of the result.
+that many lanes advance beside each other, each inside its own stretch of the result: in a compiled
+loop where there is one, else in numpy, all lanes by one step at once.
 """
 
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from arbiters.errors import InvalidError
+from soma_agents.language.symbols.compiled import TOGETHER, TOGETHER_BITS, UInt64s, compiled
 
 MULTIPLIER = np.array(2685821657736338717, np.uint64)
 SHIFTS = np.array(12, np.uint64), np.array(25, np.uint64), np.array(27, np.uint64)
@@ -23,11 +24,9 @@ PERIOD = MASK
 LANE_BITS = 13
 LANES = 1 << LANE_BITS
 """Lanes advanced together."""
-STEP_BITS = 5
+STEP_BITS, COMPILED_STEP_BITS = 5, 10
 """A lane makes at most 2 ** STEP_BITS ids in a stretch."""
 PADDING = 8
-
-UInt64s = npt.NDArray[np.uint64]
 
 
 def uids(seed: int, count: int, *, skip: int = 0) -> UInt64s:
@@ -43,13 +42,18 @@ def uids(seed: int, count: int, *, skip: int = 0) -> UInt64s:
         raise InvalidError(f"seed {seed!r} is not from 1 to 2^64 - 1: xorshift64* never leaves 0")
     if count < 0 or skip < 0:
         raise InvalidError(f"cannot make {count!r} ids after skipping {skip!r}: give 0 or more")
-    bits = max(1, min(STEP_BITS, (count.bit_length() - 5) // 2))  # starting a lane costs, too
+    fill, most = _fill, STEP_BITS
+    if (loop := compiled()) is not None:
+        fill, most = loop, COMPILED_STEP_BITS
+    bits = max(
+        TOGETHER_BITS, min(most, (count.bit_length() - 5) // 2)
+    )  # starting a lane costs, too
     steps = 1 << bits
-    made = np.empty((-(-count // steps), steps), np.uint64)
+    made = np.empty((-(-count // (steps * TOGETHER)) * TOGETHER, steps), np.uint64)
     starts = _lane_starts(_jump(seed, skip % PERIOD), min(len(made), LANES), bits)
     for first in range(0, len(made), LANES):
         part = made[first : first + LANES]
-        _fill(part, starts[: len(part)].copy())
+        fill(part, starts[: len(part)].copy())
         if first + LANES < len(made):
             starts = apply(power(bits + LANE_BITS), starts)
     return made.reshape(-1)[:count]
