@@ -20,10 +20,11 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import aiohttp
 import psutil
+import uvloop
 
 from bench.gateway import soma_up
+from bench.knocking import OK, Client
 from bench.round import free_port
 from soma_agents.app.state import state_file
 from soma_agents.settings import load_settings
@@ -34,6 +35,7 @@ TIMES = 10
 CROWD = 64
 CALIBRATION_SECONDS = 20.0
 ANSWER_TOKENS = 16
+PATIENCE_SECONDS = 120.0
 GOODPUT, REFUSAL_SECONDS, NORMAL_SECONDS, GROWTH_BYTES = 0.9, 1.0, 30.0, 500_000_000
 SLOWER = 1.5
 """Against the first answers, what still counts as normal."""
@@ -49,7 +51,7 @@ class Tally:
     """Seconds that a refusal took."""
     statuses: Counter[str] = field(default_factory=Counter[str])
 
-    async def ask(self, http: aiohttp.ClientSession, number: int, began: float) -> None:
+    async def ask(self, http: Client, number: int, began: float) -> None:
         """One question, and what became of it."""
         body = {
             "model": "soma",
@@ -58,44 +60,34 @@ class Tally:
         }
         asked = time.perf_counter()
         try:
-            async with http.post("/v1/chat/completions", json=body) as answer:
-                await answer.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                answer = await http.post("/v1/chat/completions", json.dumps(body).encode())
+        except (OSError, TimeoutError) as error:
             self.statuses[type(error).__name__] += 1
             return
         now = time.perf_counter()
-        if answer.ok:
+        if answer.status == OK:
             self.answered.append(now - began)
-        elif answer.status in (429, 503) and "Retry-After" in answer.headers:
+        elif answer.status in (429, 503) and answer.says_when:
             self.refusals.append(now - asked)
         self.statuses[str(answer.status)] += 1
-
-
-def client(url: str, key: str, connections: int) -> aiohttp.ClientSession:
-    """One caller, whose own work takes little of the cores that SOMA answers on."""
-    return aiohttp.ClientSession(
-        url,
-        headers={"Authorization": f"Bearer {key}"},
-        timeout=aiohttp.ClientTimeout(120),
-        connector=aiohttp.TCPConnector(limit=connections),
-    )
 
 
 async def peak(url: str, key: str) -> float:
     """Answers a second to a crowd in which everybody waits for an answer before asking again."""
     tally, began = Tally(), time.perf_counter()
 
-    async def one(http: aiohttp.ClientSession, number: int) -> None:
+    async def one(http: Client, number: int) -> None:
         while time.perf_counter() - began < CALIBRATION_SECONDS:
             await tally.ask(http, number, began)
 
-    async with client(url, key, CROWD) as http, asyncio.TaskGroup() as group:
+    async with Client(url, key) as http, asyncio.TaskGroup() as group:
         for number in range(CROWD):
             group.create_task(one(http, number))
     return len(tally.answered) / max(tally.answered)
 
 
-async def flood(http: aiohttp.ClientSession, rate: float, seconds: float) -> Tally:
+async def flood(http: Client, rate: float, seconds: float) -> Tally:
     """Ask `rate` times a second, whatever comes back."""
     tally, began = Tally(), time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -105,7 +97,7 @@ async def flood(http: aiohttp.ClientSession, rate: float, seconds: float) -> Tal
     return tally
 
 
-async def one_at_a_time(http: aiohttp.ClientSession, stop: asyncio.Event) -> Tally:
+async def one_at_a_time(http: Client, stop: asyncio.Event) -> Tally:
     """A caller who waits for each answer."""
     tally, began, number = Tally(), time.perf_counter(), 0
     while not stop.is_set():
@@ -115,14 +107,14 @@ async def one_at_a_time(http: aiohttp.ClientSession, stop: asyncio.Event) -> Tal
     return tally
 
 
-async def alone(http: aiohttp.ClientSession) -> float:
+async def alone(http: Client) -> float:
     """Seconds that an answer takes when nobody else asks."""
     tally, began = Tally(), time.perf_counter()
     await tally.ask(http, 0, began)
     return time.perf_counter() - began if tally.answered else float("inf")
 
 
-async def until_normal(http: aiohttp.ClientSession, usual: float) -> float:
+async def until_normal(http: Client, usual: float) -> float:
     """Seconds until an answer takes as long as it did before; infinite when it never does."""
     began = time.perf_counter()
     while time.perf_counter() - began < 2 * NORMAL_SECONDS:
@@ -149,7 +141,7 @@ async def measure(url: str, home: str, keys: list[str], seconds: float) -> dict[
     """Calm, flood, calm."""
     best = await peak(url, keys[0])
     stop = asyncio.Event()
-    async with client(url, keys[1], 5000) as loud, client(url, keys[2], 2) as quiet:
+    async with Client(url, keys[1]) as loud, Client(url, keys[2]) as quiet:
         usual = median([await alone(quiet) for _ in range(5)])
         before = memory(home)
         polite = asyncio.create_task(one_at_a_time(quiet, stop))
@@ -203,7 +195,7 @@ def main() -> int:
         store = ApiKeys(load_settings(Path(home)).keys_file, SystemClock())
         keys = [store.create(name, user=name) for name in ("crowd", "loud", "quiet")]
         with soma_up(home, free_port()) as url:
-            result = asyncio.run(measure(url, home, keys, chosen.seconds))
+            result = uvloop.run(measure(url, home, keys, chosen.seconds))
     print(json.dumps(result))
     return 0 if result["ok"] else 1
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
-import torch
 from torch import Tensor
 
 from soma_agents.language.cache import BatchCache, PromptCache, blocks
@@ -113,16 +112,14 @@ class Batch:
         request, prompt = sequence.request, sequence.request.prompt
         start = cache.length
         chunk = prompt[start : chunk_end(request, start)]
-        hidden = self._model.transformer.hidden(
-            torch.tensor([chunk]), cache=cache, lora=sequence.lora
-        )
+        hidden = self._decoder.read(chunk, cache, sequence.lora)
         self.prompt_tokens += len(chunk)
         self.reading.pop()
         self._prefixes.keep(request, sequence.lora, start, cache)
         if cache.length < len(prompt):
             self.reading.put(request.tenant, sequence)
             return
-        logits = self._decoder.head(hidden[0, -1:])
+        logits = self._decoder.head(hidden)
         sequence.first_token = time.perf_counter() - sequence.submitted
         sequence.cache = None
         sequence.drafter = Drafter(prompt) if self._drafts else None

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from soma_agents.language.activations import ACTIVATIONS
-from soma_agents.language.cache import BatchCache, blocks
+from soma_agents.language.cache import BatchCache, PromptCache, blocks
 from soma_agents.language.checkpoint import Checkpoint, open_checkpoint
 from soma_agents.language.linear import BiasedLinear, DenseLinear, Linear
-from soma_agents.language.mixed_lora import MixedLora
+from soma_agents.language.mixed_lora import MixedLora, PackedLora
 from soma_agents.language.model import LanguageModel
 from soma_agents.language.native import TILE, Kernels, Stack, kernels
 from soma_agents.language.transformer import Block, RMSNorm, TransformerConfig, rotation
@@ -119,6 +119,20 @@ class Decoder:
         for layer, stored in enumerate(cache.layers):
             x = self._block(layer, x, stored, step)
         return self.head(self._norm(x))
+
+    def read(self, chunk: Sequence[int], cache: PromptCache, lora: PackedLora | None) -> Tensor:
+        """Store a piece of a prompt behind `cache`; the state (1, C) before the head of its end."""
+        if self._stack is None or len(chunk) > self._stack.reads:
+            tokens = torch.tensor([chunk])
+            return self._transformer.hidden(tokens, cache=cache, lora=lora)[0, -1:]
+        slots = torch.zeros(len(chunk), dtype=torch.long)
+        positions = torch.arange(cache.length, cache.length + len(chunk))
+        x = self._transformer.embed(torch.tensor(chunk), positions)
+        cos, sin = (every[positions] for every in self._turns)
+        adapters = () if lora is None else [lora.low_rank] * len(chunk)
+        x = self._stack(x, cache.layers, (slots, positions), (cos, sin), adapters)
+        cache.advance(len(chunk))
+        return self._norm(x[-1:])
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (B, V) in fp32 of normed states (B, C)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-REPEAT_SECONDS = 0.25
+REPEAT_SECONDS = 0.5
 """Shorter than any `Retry-After`, and than it takes to empty the places of those who wait."""
 _CALLERS = 1_000
 _TOO_MANY_REQUESTS = 429

@@ -291,3 +291,24 @@ def test_a_step_has_few_rows_however_much_there_is_to_draft(streams):
 def test_no_more_is_drafted_than_the_reply_may_have():
     assert worthwhile([(drafter(ROUND), 0)]) == [[]]
     assert len(worthwhile([(drafter(ROUND), 2)])[0]) <= 2
+
+
+@needs_kernels
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_prompt_read_through_the_blocks_is_read_as_by_torch(stored, make_adapter, adapted):
+    model = load_model(str(stored))
+    decoder, prompt = Decoder(model), tuple(range(7, 7 + 100))
+    lora = packed(make_adapter, model.config, 2, 4) if adapted else None
+    caches = [PromptCache(model.config, len(prompt), torch.bfloat16) for _ in range(3)]
+
+    with torch.inference_mode():
+        whole = decoder.read(prompt, caches[0], lora)
+        decoder.read(prompt[:33], caches[1], lora)
+        parted = decoder.read(prompt[33:], caches[1], lora)
+        decoder._stack = None
+        dense = decoder.read(prompt, caches[2], lora)
+
+    assert torch.equal(whole, parted)
+    assert all(torch.equal(a, b) for a, b in zip(caches[0].layers, caches[1].layers, strict=True))
+    assert (whole - dense).abs().max() <= 0.05 * dense.abs().max()
+    assert [cache.length for cache in caches] == [100] * 3

@@ -34,15 +34,15 @@ async def ask(client, text, **options):
 
 
 async def test_it_answers_streams_stops_and_gives_logprobs(client):
-    question = "What is the capital of France?"
+    question = "What is the capital of Japan?"
     plain = await ask(client, question, logprobs=True, top_logprobs=2)
     stream = await ask(client, question, stream=True)
     streamed = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
-    stopped = await ask(client, question, stop=["France"])
+    stopped = await ask(client, question, stop=["Japan"])
     async with asyncio.TaskGroup() as group:
         many = [group.create_task(ask(client, question)) for _ in range(8)]
 
-    assert "Paris" in plain.choices[0].message.content
+    assert "Tokyo" in plain.choices[0].message.content
     assert plain.model == "soma-v0"
     assert streamed == plain.choices[0].message.content
     tokens = plain.choices[0].logprobs.content

@@ -5,11 +5,20 @@
 #include "low_rank.h"
 #include "product.h"
 
+#include <cpuid.h>
+
 int supported(void)
 {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+
+/* Whether it multiplies tiles (AMX). */
+int multiplies_tiles(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1;
 }
 
 /* --- attention ------------------------------------------------------------------------------- */
