@@ -1,6 +1,6 @@
 """The event log as a Ray actor, and its client.
 
-Envelopes travel in batches, as a JSON array of rows in the order of the log's columns: the bus
+Envelopes travel in batches, as an array of rows in the order of the log's columns (`wire`): the bus
 neither makes envelopes of them nor looks into payloads. What is said and heard all day, appends
 and reads, goes over a line where there is one (the actor is on the same machine), through Ray else.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic_core import from_json, to_json
 
 from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError, InvalidError, UnavailableError
@@ -23,6 +22,7 @@ from soma_agents.cluster.calls import NamedActor
 from soma_agents.cluster.head import session_root
 from soma_agents.cluster.line import Exchange, Line
 from soma_agents.cluster.names import BUS
+from soma_agents.cluster.wire import pack, pack_all, unpack
 from soma_agents.settings import Settings
 from soma_agents.storage.chain import cannot_store
 from soma_agents.storage.database import Row
@@ -43,16 +43,12 @@ log = structlog.get_logger(__name__)
 
 def encode(envelopes: Sequence[Envelope]) -> bytes:
     """A batch for the wire."""
-    return to_json([tuple(envelope) for envelope in envelopes])  # plain tuples are quicker
+    return pack([tuple(envelope) for envelope in envelopes])
 
 
 def decode(batch: bytes) -> list[Envelope]:
     """A batch from the wire."""
-    return [Envelope._make(row) for row in _parsed(batch)]
-
-
-def _parsed(batch: bytes) -> list[Any]:
-    return from_json(batch, cache_strings="none")  # ids seldom come twice
+    return [Envelope._make(row) for row in unpack(batch)]
 
 
 class Bus:
@@ -81,21 +77,21 @@ class Bus:
 
     async def append(self, batch: bytes) -> bytes:
         """`EventLog.append` for a batch; the offsets."""
-        return to_json(await self._log.append_rows(_parsed(batch)))
+        return pack(await self._log.append_rows(unpack(batch)))
 
     async def read(self, request: bytes) -> bytes:
         """`EventLog.read` for `[after, limit, types, wait]`; `[end, row, row …]`."""
-        after, limit, types, wait = from_json(request)
+        after, limit, types, wait = unpack(request)
         rows, end = await self._log.read_rows(
             after, limit=limit, types=None if types is None else frozenset(types), wait=wait
         )
         written = [self._written.get(row[0]) or self._write(row) for row in rows]
-        return b"[" + b",".join((b"%d" % end, *written)) + b"]"
+        return pack_all([pack(end), *written])
 
     def _write(self, row: Row) -> bytes:
         if len(self._written) >= _WRITTEN_ROWS:
             self._written.clear()
-        self._written[row[0]] = to_json(row)
+        self._written[row[0]] = pack(row)
         return self._written[row[0]]
 
     async def end(self) -> int:
@@ -186,16 +182,16 @@ class RayEventLog:
 
     async def _append(self, rows: list[Row]) -> list[int]:
         try:
-            batch = to_json(rows)
+            batch = pack(rows)
         except ValueError as error:
             raise cannot_store(rows[0], error) from error
-        return from_json(await self._ask("append", batch))
+        return list(unpack(await self._ask("append", batch)))
 
     async def read(
         self, after: int, *, limit: int = 500, types: frozenset[str] | None = None, wait: float = 0
     ) -> Batch:
-        request = to_json([after, limit, types, wait])
-        end, *rows = _parsed(await self._ask("read", request, allow=wait))
+        request = pack([after, limit, None if types is None else list(types), wait])
+        end, *rows = unpack(await self._ask("read", request, allow=wait))
         return Batch(envelopes=list(map(Envelope._make, rows)), end=end)
 
     async def _ask(self, method: str, body: bytes, *, allow: float = 0.0) -> bytes:
