@@ -49,13 +49,14 @@ async def talk(http: httpx2.AsyncClient, who: int, until: float) -> int:
     """Conversations of a few turns with judgements and questions; how many turns there were."""
     turns = 0
     while time.monotonic() < until:
+        conversation: dict[str, str] = {}
         for turn in range(4):
             body = {
                 "message": f"I am {who}, this is number {turn} of {turns}. What is new?",
-                "conversation": f"talk-{who}-{turns // 4}",
                 "max_tokens": 2,
-            }
+            } | conversation
             answer = (await http.post("/api/reason", json=body)).raise_for_status().json()
+            conversation = {"conversation": answer["conversation"]}
             judged = {"target": answer["inference"], "name": "rating", "value": 1.0}
             (await http.post("/feedback", json=judged)).raise_for_status()
             turns += 1
