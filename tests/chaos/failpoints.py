@@ -10,7 +10,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import pyarrow.parquet  # noqa: F401 — or the first export would take as long as a hang
+import pandas  # noqa: F401 — pyarrow looks for it, and the first export would take as long as a hang
 import pytest
 
 from arbiters.envelope import Envelope

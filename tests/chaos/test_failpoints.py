@@ -43,7 +43,7 @@ def exercised(request):
 def processes():
     """Processes that are made in a moment, since they inherit what is imported."""
     context = multiprocessing.get_context("forkserver")
-    slow = ["pyarrow.parquet", "pyphen", "emoji", "vaderSentiment.vaderSentiment"]
+    slow = ["pandas", "pyarrow.parquet", "pyphen", "emoji", "vaderSentiment.vaderSentiment"]
     context.set_forkserver_preload(["pytest", "soma_agents.runtime.local", *slow])
     return context
 
