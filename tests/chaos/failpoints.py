@@ -10,7 +10,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import pandas  # noqa: F401 — pyarrow looks for it, and the first export would take as long as a hang
+import pandas as pd  # noqa: F401 — pyarrow asks for it: the first export would take as long as a hang
 import pytest
 
 from arbiters.envelope import Envelope
