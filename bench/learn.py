@@ -1,9 +1,10 @@
 """Learning: held-out bits per byte of preset v1 and of a plain GPT on the same text.
 
-`python -m bench.learn [--tokens 5000000] [--batch-tokens 16384] [--small]`. Three runs: the
-peer; SOMA-LM after as many tokens; SOMA-LM with as many tokens as it takes in the peer's time. All
-read the same rows in the same order. `--tune peer` or `ours` tries
-learning rates instead.
+`python -m bench.learn [--tokens 5000000] [--batch-tokens 16384] [--minutes M] [--small]`. Three
+runs: the peer; SOMA-LM after as many tokens; SOMA-LM with as many tokens as it takes in the peer's
+time. All read the same rows in the same order. The first two take turns of five minutes, so that a
+busy machine hinders both. After `--minutes` the command says how far it came; called again it goes on.
+`--tune peer` or `ours` tries learning rates instead.
 """
 
 import os
@@ -12,11 +13,15 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import argparse
+import hashlib
 import json
 import math
+import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +30,21 @@ import torch
 
 from bench.corpus import documents, mixed
 from bench.plain_gpt import PlainGpt, step
-from soma_agents.pretraining.loop import Run
+from soma_agents.pretraining.artifact import save_model
+from soma_agents.pretraining.loop import Progress, Run
 from soma_agents.pretraining.packed import Order, Packed, rows_of
 from soma_agents.pretraining.recipe import V1, Recipe, parameters
 from soma_agents.pretraining.run import Sources, pack_corpus, vocabulary_of
 from soma_agents.pretraining.structure import Traits, traits_of
 from soma_agents.pretraining.vocabulary import Vocabulary
+from soma_agents.storage.files import write_atomic
 from soma_agents.training.loop import Alone
 from soma_agents.training.schedules import share
 
 TARGET_TOKENS, TARGET_TIME = 0.03, 0.08
 PEER_RATE = 2e-3
 """The peer's learning rate; see docs/log.md for how it and ours were chosen."""
+TURN_SECONDS = 300.0
 BYTES_PER_TOKEN = 4.5
 """Text to prepare for each token of a run, with some to spare."""
 
@@ -47,6 +55,7 @@ class Material:
 
     packed: Packed
     traits: Traits
+    vocabulary: Vocabulary
     judged: int
     """Held-out tokens that both are judged by."""
 
@@ -59,34 +68,59 @@ def material(recipe: Recipe, folder: Path, judged: int) -> Material:
         ("held-out", "val.jsonl.zst", 2_000_000),
     ):
         file = folder / f"{name}.jsonl"
+        if file.exists():
+            continue
         texts = documents(source, size) or [mixed()[0]]
         lines = (json.dumps({"text": text}) + "\n" for text in texts)
-        file.write_text("".join(lines))
+        write_atomic(file, "".join(lines).encode())
     sources = Sources(folder / "train.jsonl", folder / "held-out.jsonl")
-    vocabulary: Vocabulary = vocabulary_of(sources, recipe, folder)
-    return Material(pack_corpus(sources, vocabulary, folder), traits_of(vocabulary), judged)
+    vocabulary = vocabulary_of(sources, recipe, folder)
+    packed = pack_corpus(sources, vocabulary, folder)
+    return Material(packed, traits_of(vocabulary), vocabulary, judged)
 
 
-def soma(recipe: Recipe, data: Material) -> tuple[float, float]:
-    """Bits per byte behind a run, and its seconds without the judging."""
+@dataclass(slots=True)
+class Leg:
+    """How far one of the runs is; `bits` are a byte's, once it is over."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    bits: float = math.nan
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been judged."""
+        return not math.isnan(self.bits)
+
+
+def soma(recipe: Recipe, data: Material, folder: Path, leg: Leg, until: float) -> None:
+    """Go on with a run of SOMA-LM till its `seconds` are `until`; at its end leave `model.sou`."""
     torch.manual_seed(recipe.seed)
-    with tempfile.TemporaryDirectory() as temporary:
-        run = Run(
-            replace(recipe, evaluations=0),
-            data.packed,
-            data.traits,
-            directory=Path(temporary),
-            workers=Alone(),
-        )
-        started = time.perf_counter()
-        for _ in range(recipe.steps):
-            run.advance()
-        seconds = time.perf_counter() - started
-        return run.bits_per_byte(data.judged), seconds
+    run = Run(
+        replace(recipe, evaluations=0), data.packed, data.traits, directory=folder, workers=Alone()
+    )
+    run.resume()
+
+    def note(progress: Progress) -> None:
+        leg.seconds, leg.tokens = progress.seconds, progress.tokens
+
+    if run.train(note, until) == "finished":
+        leg.bits = run.bits_per_byte(data.judged)
+        lineage = {"name": f"soma-lm-{recipe.name}", "lineage": json.dumps(recipe.facts())}
+        weights = run.learner.exported()
+        save_model(folder / "model.sou", recipe.model, weights, data.vocabulary, lineage)
 
 
-def plain(recipe: Recipe, data: Material, rate: float) -> tuple[float, float]:
-    """The same of the peer: AdamW, warm-up and a cosine to a tenth, as nanoGPT does it."""
+def plain(
+    recipe: Recipe,
+    data: Material,
+    folder: Path,
+    leg: Leg,
+    until: float,
+    *,
+    rate: float = PEER_RATE,
+) -> None:
+    """The same with the peer: AdamW, warm-up and a cosine to a tenth, as nanoGPT does it."""
     torch.manual_seed(recipe.seed)
     sizes = recipe.model
     model = PlainGpt(
@@ -98,9 +132,18 @@ def plain(recipe: Recipe, data: Material, rate: float) -> tuple[float, float]:
         context=sizes.context,
     )
     optimizer = model.optimizer(rate)
+    if (kept := folder / "peer.pt").exists():
+        found = torch.load(kept)
+        model.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
     order = Order(rows_of(data.packed.train, recipe.row), seed=recipe.seed)
-    started = time.perf_counter()
-    for number in range(recipe.steps):
+    began = time.perf_counter() - leg.seconds
+    for number in range(leg.tokens // (recipe.rows * recipe.row), recipe.steps):
+        if leg.seconds > until:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(state, kept.with_suffix(".partial"))
+            kept.with_suffix(".partial").rename(kept)
+            return
         part = share("cosine", number, steps=recipe.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * part
@@ -110,8 +153,9 @@ def plain(recipe: Recipe, data: Material, rate: float) -> tuple[float, float]:
             for i in range(0, len(rows), recipe.micro_rows)
         ]
         step(model, optimizer, batches)
-    seconds = time.perf_counter() - started
-    return judge(model, data, recipe), seconds
+        leg.seconds = time.perf_counter() - began
+        leg.tokens += recipe.rows * recipe.row
+    leg.bits = judge(model, data, recipe)
 
 
 def tokens_of(part: npt.NDArray[np.unsignedinteger], rows: list[int], size: int) -> torch.Tensor:
@@ -137,34 +181,74 @@ def judge(model: PlainGpt, data: Material, recipe: Recipe) -> float:
     return nats / size / math.log(2)
 
 
-def measure(recipe: Recipe, data: Material) -> dict[str, object]:
-    """The three runs."""
-    peer_bits, peer_seconds = plain(recipe, data, PEER_RATE)
-    bits, seconds = soma(recipe, data)
-    longer = replace(recipe, tokens=int(recipe.tokens * peer_seconds / seconds))
-    timed_bits, timed_seconds = soma(longer, data)
-    by_tokens, by_time = 1 - bits / peer_bits, 1 - timed_bits / peer_bits
-    return {
-        "ok": by_tokens >= TARGET_TOKENS and by_time >= TARGET_TIME,
-        "figure": round(by_tokens, 4),
-        "target": TARGET_TOKENS,
-        "unit": "part of the peer's bits per byte saved after the same tokens",
-        "same_time": round(by_time, 4),
-        "same_time_target": TARGET_TIME,
-        "bits_per_byte": round(bits, 4),
-        "bits_per_byte_same_time": round(timed_bits, 4),
-        "peers": {"plain GPT, AdamW": round(peer_bits, 4)},
-        "tokens": recipe.steps * recipe.rows * recipe.row,
-        "seconds": [round(s, 1) for s in (seconds, timed_seconds, peer_seconds)],
-        "parameters": parameters(recipe.model),
-    }
+class Race:
+    """The three runs, and how far each is, kept beside them."""
+
+    def __init__(self, recipe: Recipe, data: Material, folder: Path) -> None:
+        self._recipe, self._data, self._folder = recipe, data, folder
+        self._file = folder / "legs.json"
+        kept = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self.legs = {name: Leg(**kept.get(name, {})) for name in ("peer", "ours", "longer")}
+
+    def run(self, seconds: float) -> None:
+        """Let them take turns for so long, or until all are over."""
+        ends = time.perf_counter() + seconds
+        while not self.legs["longer"].is_over and (left := ends - time.perf_counter()) > 0:
+            waiting = [n for n in ("peer", "ours") if not self.legs[n].is_over] or ["longer"]
+            name = min(waiting, key=lambda name: self.legs[name].seconds)
+            leg, folder = self.legs[name], self._folder / name
+            folder.mkdir(exist_ok=True)
+            self._go_on(name)(folder, leg, leg.seconds + min(TURN_SECONDS, left))
+            legs = {name: asdict(leg) for name, leg in self.legs.items()}
+            write_atomic(self._file, json.dumps(legs).encode())
+            print(name, asdict(leg), file=sys.stderr, flush=True)
+
+    def _go_on(self, name: str) -> Callable[[Path, Leg, float], None]:
+        recipe, peer, ours = self._recipe, self.legs["peer"], self.legs["ours"]
+        if name == "peer":
+            return partial(plain, recipe, self._data)
+        if name == "longer":
+            recipe = replace(recipe, tokens=int(recipe.tokens * peer.seconds / ours.seconds))
+        return partial(soma, recipe, self._data)
+
+    def result(self) -> dict[str, object]:
+        """What came of it, as far as it came."""
+        peer, ours, longer = self.legs.values()
+        by_tokens, by_time = 1 - ours.bits / peer.bits, 1 - longer.bits / peer.bits
+        return {
+            "ok": by_tokens >= TARGET_TOKENS and by_time >= TARGET_TIME,
+            "figure": rounded(by_tokens),
+            "target": TARGET_TOKENS,
+            "unit": "part of the peer's bits per byte saved after the same tokens",
+            "same_time": rounded(by_time),
+            "same_time_target": TARGET_TIME,
+            "bits_per_byte": rounded(ours.bits),
+            "bits_per_byte_same_time": rounded(longer.bits),
+            "peers": {"plain GPT, AdamW": rounded(peer.bits)},
+            "tokens": {name: leg.tokens for name, leg in self.legs.items()},
+            "seconds": {name: round(leg.seconds, 1) for name, leg in self.legs.items()},
+            "parameters": parameters(self._recipe.model),
+        }
+
+
+def rounded(value: float) -> float | None:
+    """None where a run is not over."""
+    return None if math.isnan(value) else round(value, 4)
+
+
+def alone(recipe: Recipe, data: Material, work: Callable[..., None], **how: float) -> float:
+    """Bits per byte behind a whole run."""
+    leg = Leg()
+    with tempfile.TemporaryDirectory() as folder:
+        work(recipe, data, Path(folder), leg, math.inf, **how)
+    return round(leg.bits, 4)
 
 
 def tune(recipe: Recipe, data: Material, whose: str) -> None:
     """Bits per byte of either by learning rate, a line each."""
     if whose == "peer":
         for rate in (5e-4, 1e-3, 2e-3, 4e-3):
-            bits = round(plain(recipe, data, rate)[0], 4)
+            bits = alone(recipe, data, plain, rate=rate)
             print(json.dumps({"peer": rate, "bits_per_byte": bits}), flush=True)
         return
     for matrix, table in (
@@ -175,7 +259,7 @@ def tune(recipe: Recipe, data: Material, whose: str) -> None:
         (0.02, 0.01),
     ):
         tried = replace(recipe, matrix_rate=matrix, embedding_rate=table)
-        bits = round(soma(tried, data)[0], 4)
+        bits = alone(tried, data, soma)
         found = {"matrix": matrix, "embedding": table, "bits_per_byte": bits}
         print(json.dumps(found), flush=True)
 
@@ -201,18 +285,23 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=5_000_000)
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--small", action="store_true", help="v1 in little, to try")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="to work this time")
     parser.add_argument("--judged", type=int, default=65_536, help="held-out tokens")
     parser.add_argument("--tune", choices=("peer", "ours"))
     options = parser.parse_args()
     chosen = small(options.tokens)
     if not options.small:
         chosen = replace(V1, tokens=options.tokens, batch_tokens=options.batch_tokens)
-    home = Path(tempfile.gettempdir()) / f"soma-bench-{chosen.model.vocab_size}-{options.tokens}"
+    identity = json.dumps([chosen.facts(), options.judged], sort_keys=True).encode()
+    name = f"soma-bench-learn-{hashlib.sha256(identity).hexdigest()[:12]}"
+    home = Path(tempfile.gettempdir()) / name
     home.mkdir(exist_ok=True)
     ready = material(chosen, home, options.judged)
     if options.tune:
         tune(chosen, ready, options.tune)
     else:
-        result = measure(chosen, ready)
+        race = Race(chosen, ready, home)
+        race.run(60 * options.minutes)
+        result = race.result()
         print(json.dumps(result))
         raise SystemExit(not result["ok"])

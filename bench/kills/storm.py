@@ -20,8 +20,9 @@ from bench.kills.promises import Account, Findings, champion_holds, check
 KILLS_A_HOME = 100
 """Kills over one data directory before it is settled and looked through."""
 _STARTING_S = 0.06
-"""About how long a start takes: every fourth kill comes within it."""
-_LIFE_S = 0.5
+"""About how long a start takes, until starts are seen: every fourth kill comes within it."""
+_LIFE_STARTS = 5
+"""The longest life, in starts: on a busy machine it must come as far as on a quiet one."""
 _PATIENCE_S = 20.0
 _AGAIN = 0.7
 """Share of what was cut short that the next life says again; others give up."""
@@ -51,6 +52,7 @@ class _Life:
 
     process: BaseProcess
     told: Connection
+    born: float = field(default_factory=time.monotonic)
     is_up: bool = False
     refusal: str = ""
     heard: int = 0
@@ -70,6 +72,7 @@ class _Storm:
         self._dice = Random(seed)
         self._tally = tally
         self._born = 0
+        self._start_s = _STARTING_S
         self.account = Account()
 
     def rage(self, kills: int) -> None:
@@ -121,8 +124,8 @@ class _Storm:
     def _moment(self) -> float:
         """Seconds until the next thing happens to a life."""
         if self._dice.random() < 0.25:
-            return self._dice.uniform(0, _STARTING_S)
-        return self._dice.uniform(_STARTING_S, _LIFE_S)
+            return self._dice.uniform(0, self._start_s)
+        return self._start_s * self._dice.uniform(1, _LIFE_STARTS)
 
     def _report(self, finding: str) -> None:
         self._tally.findings.broken.append(f"{self._seed}, kill {self._tally.kills}: {finding}")
@@ -159,6 +162,7 @@ class _Storm:
         match tale:
             case "up", _:
                 life.is_up = True
+                self._start_s += 0.2 * (time.monotonic() - life.born - self._start_s)
             case "say", texts:
                 self.account.say(texts)
             case "heard", keys:
