@@ -21,6 +21,7 @@ KILLS_A_HOME = 100
 """Kills over one data directory before it is settled and looked through."""
 _STARTING_S = 0.06
 """About how long a start takes, until starts are seen: every fourth kill comes within it."""
+_LONGEST_START_S = 0.5
 _LIFE_STARTS = 5
 """The longest life, in starts: on a busy machine it must come as far as on a quiet one."""
 _PATIENCE_S = 20.0
@@ -162,7 +163,8 @@ class _Storm:
         match tale:
             case "up", _:
                 life.is_up = True
-                self._start_s += 0.2 * (time.monotonic() - life.born - self._start_s)
+                seen = min(time.monotonic() - life.born, _LONGEST_START_S)
+                self._start_s += 0.2 * (seen - self._start_s)
             case "say", texts:
                 self.account.say(texts)
             case "heard", keys:
