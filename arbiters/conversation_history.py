@@ -186,6 +186,15 @@ class ConversationHistory(Arbiter):
         return await self._store.search(tenant, user, words, limit=limit)
 
     @query
+    async def mentions(
+        self, tenant: str, user: str, beginnings: Sequence[str], apart_from: str, limit: int = 20
+    ) -> list[StoredMessage]:
+        """What the user wrote in other conversations with words that begin so, best match first."""
+        return await self._store.mentions(
+            tenant, user, beginnings, apart_from=apart_from, limit=limit
+        )
+
+    @query
     async def newest(self, tenant: str, user: str, limit: int) -> list[StoredMessage]:
         """The last messages of all conversations, newest first."""
         return await self._store.newest(tenant, user, limit=limit)

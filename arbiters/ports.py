@@ -212,6 +212,15 @@ class ConversationStore(Protocol):
         """Messages that contain every one of the words, best match first."""
         ...
 
+    async def mentions(
+        self, tenant: str, user: str, beginnings: Sequence[str], *, apart_from: str, limit: int = 20
+    ) -> list[StoredMessage]:
+        """What the user wrote outside a conversation with words that begin so; best match first.
+
+        Only the user's own words: nothing imported, nothing of others.
+        """
+        ...
+
     async def newest(self, tenant: str, user: str, *, limit: int) -> list[StoredMessage]:
         """The last `limit` messages of all conversations, newest first."""
         ...

@@ -1,6 +1,6 @@
 """Conversations, profiles and personalities in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from arbiters.errors import ConflictError
@@ -126,6 +126,19 @@ class MemoryConversationStore(Memory):
             return []
         found = [m for m in self._of(tenant, user) if wanted <= set(_words(m.content))]
         return sorted(found, key=lambda message: len(_words(message.content)))[:limit]
+
+    async def mentions(
+        self, tenant: str, user: str, beginnings: Sequence[str], *, apart_from: str, limit: int = 20
+    ) -> list[StoredMessage]:
+        wanted = tuple(beginning.casefold() for beginning in beginnings)
+        found = [
+            (sum(word.startswith(wanted) for word in _words(message.content)), message)
+            for message in self._of(tenant, user)
+            if (message.role, message.trust) == ("user", "owner")
+            and message.conversation != apart_from
+        ]
+        found = [pair for pair in found if pair[0]]
+        return [message for _, message in sorted(found, key=lambda pair: -pair[0])][:limit]
 
     async def newest(self, tenant: str, user: str, *, limit: int) -> list[StoredMessage]:
         return self._of(tenant, user)[::-1][:limit]

@@ -32,19 +32,29 @@ def facts_stated(text: str, *, trust: str = "owner") -> list[Statement]:
 
     Only the owner's own words can state a fact: with any other `trust` there is none.
     """
-    sentences = _sentences(_own_words(text[:MAX_TEXT_CHARACTERS]))
+    sentences = own_sentences(text)
     if trust != "owner" or any(_WORKS_ON_ABOVE.search(sentence) for sentence in sentences):
         return []
     asks = any(sentence.endswith("?") for sentence in sentences)
     found: dict[str, Statement] = {}
     for sentence in sentences:
         stated = _stated_in(sentence, asks=asks)
-        if not stated and _TASK.match(sentence):
+        if not stated and is_task(sentence):
             break  # What follows is material to work on, not about the person.
         for statement in stated:
             found.pop(statement.subject, None)
             found[statement.subject] = statement
     return list(found.values())
+
+
+def own_sentences(text: str) -> list[str]:
+    """The sentences of a message in the person's own words: no code, no quotations."""
+    return _sentences(_own_words(text[:MAX_TEXT_CHARACTERS]))
+
+
+def is_task(sentence: str) -> bool:
+    """Whether a sentence begins by giving work to do."""
+    return _TASK.match(sentence) is not None
 
 
 # --- reading sentences ---------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -16,9 +16,11 @@ from arbiters.ports import EventLog, Ids
 from soma_agents.language.sampling import Sampling
 from soma_agents.language.sou.card import Card
 from soma_agents.serving.backend import Backend
+from soma_agents.serving.embeddings import Embeddings
+from soma_agents.serving.memories import Memories
 from soma_agents.serving.people import People
 from soma_agents.serving.rollout import Rollout, Routed
-from soma_agents.serving.specialist import Prepared, Specialist
+from soma_agents.serving.specialist import Known, Prepared, Specialist
 from soma_agents.serving.specialists import Part, Specialists
 from soma_agents.serving.threads import Threads
 from soma_agents.serving.turns import Placed, Turn
@@ -61,6 +63,7 @@ class Gateway:
         specialists: Specialists,
         rollout: Rollout,
         directory: Directory,
+        embeddings: Embeddings,
         log: EventLog,
         publisher: Publisher,
         ids: Ids,
@@ -73,6 +76,7 @@ class Gateway:
         self._publisher = publisher
         self._ids = ids
         self.people = People(directory, log)
+        self._memories = Memories(directory, embeddings)
         self.threads = Threads()
         self._turns: dict[asyncio.Task[None], Turn] = {}
         self._offsets: OrderedDict[str, int] = OrderedDict()
@@ -131,9 +135,9 @@ class Gateway:
         """
         self._admit(caller, model)
         *before, last = messages
-        known = await self.people.known(caller.tenant, caller.user)
         continues = self.threads.find(caller.tenant, caller.user, before)
         conversation = continues or self._ids.new()
+        known = await self._known(caller, messages, conversation)
         routed = await self._rollout.route(model, caller.user, conversation)
         part = await self._part(routed)
         prepared = part.specialist.chat(
@@ -164,11 +168,11 @@ class Gateway:
         """
         self._admit(caller, model)
         before = await self._history(caller, conversation) if conversation else []
-        known = await self.people.known(caller.tenant, caller.user)
+        asked = ChatMessage(role="user", content=message)
         conversation = conversation or self._ids.new()
+        known = await self._known(caller, [*before, asked], conversation)
         routed = await self._rollout.route(model, caller.user, conversation)
         part = await self._part(routed)
-        asked = ChatMessage(role="user", content=message)
         read = part.specialist.newest(before, asked, sampling, known)
         prepared = part.specialist.chat(
             [*read, asked], sampling, adapter=routed.adapter, known=known, tenant=caller.account
@@ -222,6 +226,24 @@ class Gateway:
         if routed.specialist == self._personal.specialist.name:
             return self._personal
         return await self._specialists.part(routed.version)
+
+    async def _known(
+        self, caller: Caller, messages: Sequence[ChatMessage], conversation: str
+    ) -> Known:
+        """What is known of the person, and what they said elsewhere that fits what they ask."""
+        tenant, user = caller.tenant, caller.user
+        async with asyncio.TaskGroup() as group:
+            known = group.create_task(self.people.known(tenant, user))
+            said = group.create_task(
+                self._memories.of(
+                    tenant,
+                    user,
+                    messages,
+                    conversation=conversation,
+                    at_least=self.people.changed_at(tenant, user),
+                )
+            )
+        return replace(known.result(), said=said.result())
 
     async def _history(self, caller: Caller, conversation: str) -> list[ChatMessage]:
         stored = await self._directory.ask(

@@ -33,6 +33,8 @@ class Known:
     facts: tuple[str, ...] = ()
     personality: Mapping[str, float] | None = None
     """Its dimensions; None: nobody could say."""
+    said: tuple[str, ...] = ()
+    """What they said in other conversations that fits what they ask now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,14 @@ class Prepared:
 
     request: GenerationRequest
     config_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class _System:
+    """The system message, and as it is whatever is asked."""
+
+    whole: str
+    stable: ChatMessage
 
 
 class Specialist:
@@ -64,13 +74,34 @@ class Specialist:
         Raises:
             ContextLengthError: the conversation is longer than the model's context.
         """
-        turns = self._turns(messages, known)
-        text = self.model.tokenizer.render(turns, add_generation_prompt=True)
-        return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system=turns[0])
+        bare = self._turns(messages, replace(known, said=()))
+        turns = self._turns(messages, known) if known.said else bare
+        text = self._rendered(turns)
+        if known.said and not self._leaves_room(text, sampling):
+            turns, text = bare, self._rendered(bare)
+        system = _System(whole=turns[0].content, stable=bare[0])
+        return self._prepare(text, sampling, adapter=adapter, tenant=tenant, system=system)
+
+    def _rendered(self, turns: Sequence[ChatMessage]) -> str:
+        return self.model.tokenizer.render(turns, add_generation_prompt=True)
+
+    def _leaves_room(self, text: str, sampling: Sampling) -> bool:
+        """Whether an answer fits behind a prompt as well as behind a long conversation."""
+        context = self.model.config.context
+        room = context - min(sampling.max_tokens, context // ANSWER_SHARE)
+        return len(text) <= room or (
+            len(text) <= context * MOST_CHARACTERS_PER_TOKEN
+            and len(self.model.tokenizer.encode(text)) <= room
+        )
 
     def _turns(self, messages: Sequence[ChatMessage], known: Known) -> list[ChatMessage]:
+        """What changes with every question comes last, so that the rest stays a known prefix."""
         about = f"About the user: {' '.join(known.facts)}" if known.facts else ""
-        return as_soma(messages, about, self._traits(known), system=self.model.card.system)
+        said = [
+            f'In an earlier conversation the user said: "{sentence}"' for sentence in known.said
+        ]
+        own = self.model.card.system
+        return as_soma(messages, about, self._traits(known), *said, system=own)
 
     def _traits(self, known: Known) -> str:
         """The personality in words: the person's, around the set-points of the model."""
@@ -84,7 +115,7 @@ class Specialist:
     ) -> list[ChatMessage]:
         """The newest turns of a long conversation that leave room for a message and its answer."""
         context, encode = self.model.config.context, self.model.tokenizer.encode
-        bare = self._turns([message], known)
+        bare = self._turns([message], replace(known, said=()))
         room = context - min(sampling.max_tokens, context // ANSWER_SHARE)
         room -= sum(len(encode(turn.content)) + TURN_TOKENS for turn in bare)
         first = len(before)
@@ -111,7 +142,7 @@ class Specialist:
         *,
         adapter: str | None,
         tenant: str,
-        system: ChatMessage | None,
+        system: "_System | None",
     ) -> Prepared:
         context = self.model.config.context
         if len(text) > context * MOST_CHARACTERS_PER_TOKEN:
@@ -130,7 +161,7 @@ class Specialist:
             "base": self.model.id,
             "adapter": adapter,
             "specialist": self.name,
-            "system": system.content if system else "",
+            "system": system.whole if system else "",
             "sampling": asdict(sampling),
         }
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
@@ -139,11 +170,11 @@ class Specialist:
             sampling=replace(sampling, max_tokens=room),
             adapter=adapter,
             tenant=tenant,
-            shared=self._shared(prompt, system) if system else 0,
+            shared=self._shared(prompt, system.stable) if system else 0,
         )
         return Prepared(request=request, config_hash=digest[:16])
 
     def _shared(self, prompt: Sequence[int], system: ChatMessage) -> int:
-        """How many tokens every prompt under this system message begins with."""
+        """How many tokens a prompt has in common with others under this system message."""
         text = self.model.tokenizer.render([system], add_generation_prompt=False)
         return common_prefix((self.model.tokenizer.encode(text), prompt))

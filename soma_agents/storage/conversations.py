@@ -1,6 +1,7 @@
 """Every message for ever, by tenant and user, with full-text search."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 
 from arbiters.envelope import as_text
@@ -11,6 +12,11 @@ from soma_agents.storage.sqlite_files import Schema
 TITLE_CHARACTERS = 80
 
 _MESSAGE = "id, conversation, role, content, at, trust, inference, model, specialist"
+_FOUND = (
+    f"SELECT {', '.join(f'messages.{name}' for name in _MESSAGE.split(', '))}"
+    " FROM found JOIN messages ON messages.place = found.rowid"
+    " WHERE found MATCH ? AND tenant = ? AND user = ?"
+)
 
 
 class SqliteConversationStore:
@@ -224,11 +230,23 @@ class SqliteConversationStore:
         wanted = re.findall(r"\w+", words)
         if not wanted:
             return []
-        columns = ", ".join(f"messages.{name}" for name in _MESSAGE.split(", "))
         rows = await self._database.rows(
-            f"SELECT {columns} FROM found JOIN messages ON messages.place = found.rowid"
-            " WHERE found MATCH ? AND tenant = ? AND user = ? ORDER BY bm25(found), place LIMIT ?",
+            f"{_FOUND} ORDER BY bm25(found), place LIMIT ?",
             (" ".join(f'"{word}"' for word in wanted), tenant, user, limit),
+        )
+        return [_message(row) for row in rows]
+
+    async def mentions(
+        self, tenant: str, user: str, beginnings: Sequence[str], *, apart_from: str, limit: int = 20
+    ) -> list[StoredMessage]:
+        """See `ConversationStore.mentions`."""
+        wanted = re.findall(r"\w+", " ".join(beginnings))
+        if not wanted:
+            return []
+        rows = await self._database.rows(
+            f"{_FOUND} AND role = 'user' AND trust = 'owner' AND conversation <> ?"
+            " ORDER BY bm25(found), place LIMIT ?",
+            (" OR ".join(f'"{word}" *' for word in wanted), tenant, user, apart_from, limit),
         )
         return [_message(row) for row in rows]
 

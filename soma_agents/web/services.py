@@ -85,12 +85,14 @@ class Services:
             cores=tuple(cores),
             max_adapters=settings.engine.adapters,
         )
+        embeddings = Embeddings.of(settings.embeddings.model)
         gateway = Gateway(
             engine=engine,
             specialist=Specialist(model),
             specialists=specialists,
             rollout=rollout,
             directory=directory,
+            embeddings=embeddings,
             log=log,
             publisher=publisher,
             ids=ids,
@@ -106,7 +108,7 @@ class Services:
             specialists=specialists,
             rollout=rollout,
             gateway=gateway,
-            embeddings=Embeddings.of(settings.embeddings.model),
+            embeddings=embeddings,
             keys=ApiKeys(settings.keys_file, runtime.clock),
             clock=runtime.clock,
             ids=ids,

@@ -115,6 +115,27 @@ async def test_nobody_sees_another_persons_words(conversations, at):
         assert set((await conversations.statistics(*stranger)).values()) == {0}
 
 
+async def test_what_the_user_wrote_elsewhere_is_found_by_how_words_begin(conversations, at):
+    for number, (name, content, fields) in enumerate(
+        [
+            ("one", "The trains are late", {}),
+            ("two", "Training a late train", {}),
+            ("here", "a train", {"conversation": "here"}),
+            ("soma", "the train", {"role": "assistant"}),
+            ("file", "the train", {"trust": "imported"}),
+            ("other", "a boat", {}),
+        ]
+    ):
+        await conversations.add_message(*ME, message(name, at(number), content, **fields))
+    await conversations.add_message("local", "eve", message("eve", at(9), "train"))
+
+    found = await ids(conversations.mentions(*ME, ("trai", 'LATE"'), apart_from="here"))
+
+    assert sorted(found) == ["one", "two"]
+    assert len(await conversations.mentions(*ME, ("trai",), apart_from="here", limit=1)) == 1
+    assert await conversations.mentions(*ME, (), apart_from="here") == []
+
+
 async def test_search_finds_messages_with_every_word(conversations, at):
     await conversations.add_message(*ME, message("both", at(0), "The cat sat on the Mat."))
     await conversations.add_message(*ME, message("one", at(1), "A cat, nothing else"))

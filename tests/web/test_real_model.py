@@ -51,3 +51,16 @@ async def test_it_answers_streams_stops_and_gives_logprobs(client):
     assert stopped.choices[0].finish_reason == "stop"
     assert "Japan" not in stopped.choices[0].message.content
     assert {task.result().choices[0].message.content for task in many} == {streamed}
+
+
+async def test_it_knows_what_it_was_told_in_another_conversation(client):
+    async def reason(text):
+        options = {"max_tokens": 24, "temperature": 0}
+        return await client.post("../api/reason", body={"message": text} | options, cast_to=dict)
+
+    told = await reason("We keep our spare key under the blue flower pot.")
+    await client.get("../api/memory/search?q=key", cast_to=dict)  # waits for the newest
+    answer = await reason("Where is the spare key?")
+
+    assert answer["conversation"] != told["conversation"]
+    assert "blue flower pot" in answer["reply"]
