@@ -146,7 +146,8 @@ def main() -> int:
         port = str(free_port())
         subprocess.run([soma, "up", "--home", home, "--port", port, "--detach"], check=True)
         try:
-            result = measure(Daemon(load_settings(Path(home))))
+            with Daemon(load_settings(Path(home))) as daemon:
+                result = measure(daemon)
         finally:
             subprocess.run([soma, "down", "--home", home], check=True)
     print(json.dumps(result))

@@ -4,9 +4,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx2
+import typer
 
 from arbiters.errors import (
     ConflictError,
@@ -15,6 +16,7 @@ from arbiters.errors import (
     SomaError,
     UnavailableError,
 )
+from soma_agents.cli.options import settings_of
 from soma_agents.settings import Settings
 
 PATIENCE_S = 120.0
@@ -22,7 +24,7 @@ _ERRORS = {403: ForbiddenError, 404: NotFoundError, 409: ConflictError, 503: Una
 
 
 class Daemon:
-    """A running SOMA, found through its data directory."""
+    """A running SOMA, found through its data directory; to be used in a `with` statement."""
 
     def __init__(self, settings: Settings) -> None:
         state = settings.home / "run" / "soma.json"
@@ -35,6 +37,12 @@ class Daemon:
         self._http = httpx2.Client(
             base_url=self.url, headers=_authorization(settings.home), timeout=PATIENCE_S
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def get(self, path: str, **query: Any) -> Any:
         """GET and decode; errors come as `SomaError`s with the server's words."""
@@ -68,6 +76,11 @@ class Daemon:
             for line in response.iter_lines():
                 if line:
                     yield json.loads(line)
+
+
+def daemon_of(context: typer.Context, home: Path | None) -> Daemon:
+    """The running SOMA of a command, let go of when the command ends."""
+    return context.with_resource(Daemon(settings_of(context, home)))
 
 
 def _authorization(home: Path) -> dict[str, str]:

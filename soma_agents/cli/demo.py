@@ -36,7 +36,8 @@ def demo(context: typer.Context, home: Home = None, json: Json = False) -> None:
         say(f"starting SOMA in {settings.home}")
         supervisor.up(settings, detach=True)
     try:
-        result = _loop(Daemon(settings), say, show=not json)
+        with Daemon(settings) as daemon:
+            result = _loop(daemon, say, show=not json)
     finally:
         if started:
             say("stopping SOMA")

@@ -64,7 +64,8 @@ def restore(
 
 
 def _snapshot(settings: Settings) -> Path:
-    answer = Daemon(settings).post("/api/snapshot", seconds=SNAPSHOT_SECONDS)
+    with Daemon(settings) as daemon:
+        answer = daemon.post("/api/snapshot", seconds=SNAPSHOT_SECONDS)
     return Path(answer["directory"])
 
 

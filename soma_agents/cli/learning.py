@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from soma_agents.cli.client import Daemon
+from soma_agents.cli.client import Daemon, daemon_of
 from soma_agents.cli.options import Home, Json, print_json, print_table, settings_of
 
 POLL_SECONDS = 1.0
@@ -36,7 +36,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Start a training round; the gate decides what becomes of it."""
-    daemon = Daemon(settings_of(context, home))
+    daemon = daemon_of(context, home)
     if not now:
         print_json(daemon.get("/api/training/stats")) if json else _print_due(daemon)
         return
@@ -107,7 +107,7 @@ def receipts(
     limit: Annotated[int, typer.Option("--limit", help="How many rounds.")] = 10,
 ) -> None:
     """What was learnt, and did it help? Newest first."""
-    found = Daemon(settings_of(context, home)).get("/api/receipts", limit=limit)["data"]
+    found = daemon_of(context, home).get("/api/receipts", limit=limit)["data"]
     if json:
         print_json(found)
         return
@@ -143,7 +143,7 @@ def models(context: typer.Context, home: Home = None, json: Json = False) -> Non
     """List every model version with its stage, newest first; then the specialists."""
     if context.invoked_subcommand is not None:
         return
-    found = Daemon(settings_of(context, home)).get("/api/models")["data"]
+    found = daemon_of(context, home).get("/api/models")["data"]
     if json:
         print_json(found)
         return
@@ -162,7 +162,7 @@ def add(
     from soma_agents.runtime.bases import keep_base
 
     settings = settings_of(context, home)
-    daemon = Daemon(settings)
+    daemon = daemon_of(context, home)
     model = keep_base(file.absolute(), settings.home / "models")
     answer = daemon.post("/api/specialists", {"name": specialist, "model": model})
     print_json(answer) if json else print(f"{specialist} answers as {model} now")
@@ -175,7 +175,7 @@ def remove(
     json: Json = False,
 ) -> None:
     """Let nobody ask for a specialist any more; its file stays among the models."""
-    answer = Daemon(settings_of(context, home)).delete(f"/api/specialists/{specialist}")
+    answer = daemon_of(context, home).delete(f"/api/specialists/{specialist}")
     print_json(answer) if json else print(f"{specialist} answers nobody any more")
 
 
@@ -183,11 +183,11 @@ def promote(
     context: typer.Context, model: ModelName, home: Home = None, json: Json = False
 ) -> None:
     """Make a model version the champion; only one that has passed the gate."""
-    answer = Daemon(settings_of(context, home)).post(f"/api/models/{model}/promote")
+    answer = daemon_of(context, home).post(f"/api/models/{model}/promote")
     print_json(answer) if json else print(f"{answer['champion']['name']} is champion now")
 
 
 def rollback(context: typer.Context, home: Home = None, json: Json = False) -> None:
     """Undo the last promotion."""
-    answer = Daemon(settings_of(context, home)).post("/api/models/rollback")
+    answer = daemon_of(context, home).post("/api/models/rollback")
     print_json(answer) if json else print(f"{answer['champion']['name']} is champion again")

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from soma_agents.cli.client import Daemon
-from soma_agents.cli.options import Home, Json, print_json, print_table, settings_of
+from soma_agents.cli.client import daemon_of
+from soma_agents.cli.options import Home, Json, print_json, print_table
 
 EventId = Annotated[str, typer.Argument(help="Id of an event.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Stay and print what comes.")]
@@ -33,7 +33,7 @@ def events(
     type: Type = None,  # noqa: A002 - the option's name
 ) -> None:
     """Print the event log: one line an event, with --json one envelope a line."""
-    daemon = Daemon(settings_of(context, home))
+    daemon = daemon_of(context, home)
     query: dict[str, Any] = {"after": after, "follow": follow}
     if type:
         query["types"] = ",".join(type)
@@ -46,7 +46,7 @@ def events(
 
 def why(context: typer.Context, event: EventId, home: Home = None, json: Json = False) -> None:
     """Say what led to an event, and what followed from it."""
-    chain = Daemon(settings_of(context, home)).get(f"/api/events/{event}/why")
+    chain = daemon_of(context, home).get(f"/api/events/{event}/why")
     if json:
         print_json(chain)
         return
@@ -60,7 +60,7 @@ def why(context: typer.Context, event: EventId, home: Home = None, json: Json = 
 
 def list_dead_letters(context: typer.Context, home: Home = None, json: Json = False) -> None:
     """List the events that no longer will be handled unless replayed."""
-    letters = Daemon(settings_of(context, home)).get("/api/dead-letters")["data"]
+    letters = daemon_of(context, home).get("/api/dead-letters")["data"]
     if json:
         print_json(letters)
         return
@@ -75,7 +75,7 @@ def replay_dead_letter(
     home: Home = None,
 ) -> None:
     """Try a dead letter again."""
-    Daemon(settings_of(context, home)).post(f"/api/dead-letters/{arbiter}/{event}/replay")
+    daemon_of(context, home).post(f"/api/dead-letters/{arbiter}/{event}/replay")
     print(f"{arbiter} has handled {event}")
 
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from soma_agents.cli.client import Daemon
-from soma_agents.cli.options import Home, Json, print_json, print_table, settings_of
+from soma_agents.cli.client import daemon_of
+from soma_agents.cli.options import Home, Json, print_json, print_table
 
 memory = typer.Typer(help="What was said before.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Show what was said that is most like a text, the nearest first."""
-    found = Daemon(settings_of(context, home)).get("/api/memory/search", q=text, limit=limit)
+    found = daemon_of(context, home).get("/api/memory/search", q=text, limit=limit)
     if json:
         print_json(found["data"])
         return

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from soma_agents.cli.client import Daemon
+from soma_agents.cli.client import Daemon, daemon_of
 from soma_agents.cli.options import Home, Json, print_json, print_table, settings_of
 from soma_agents.runtime.importers import ImportedConversation, read_conversations
 from soma_agents.settings import Settings
@@ -34,7 +34,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Import conversations; the same conversation is taken once."""
-    daemon = Daemon(settings_of(context, home))
+    daemon = daemon_of(context, home)
     found = read_conversations(file)
     sent = send_conversations(daemon, found.conversations)
     rejected = [{"line": r.line, "why": r.why} for r in found.rejected]
