@@ -11,9 +11,11 @@ from arbiters.kernel.arbiter import Arbiter, Said, on, query
 from arbiters.ports import DatasetWriter, EventLog
 from arbiters.records import DatasetRef, Example
 from arbiters.training_data_exporter.examples import Built, build, kinds, sides
-from arbiters.training_data_exporter.reading import Reading
+from arbiters.training_data_exporter.reading import MATERIAL, UNDOING, Reading
 from policies.privacy import PrivacyRules
 from policies.training import ExampleRules, Examples, Insufficient, Side, is_sufficient
+
+_COUNTED = MATERIAL | UNDOING | {"DatasetExported"}
 
 
 class ExportRules(BaseModel):
@@ -29,7 +31,7 @@ class ExportRules(BaseModel):
 class TrainingDataExporter(Arbiter):
     """Reads the log, asks the policies what may be a target, writes what may.
 
-    It keeps nothing: a dataset follows from the log, and the newest one is in the log as well.
+    It keeps nothing that lasts: a dataset follows from the log, and the newest one is in the log as well.
     """
 
     name: ClassVar[str] = "training_data_exporter"
@@ -40,6 +42,8 @@ class TrainingDataExporter(Arbiter):
         self._log = log
         self._writer = writer
         self._rules = rules
+        self._accounts: dict[str, tuple[int, dict[str, Any]]] = {}
+        """Tenant → the last statistics, and the offset up to which nothing has changed them."""
 
     # --- hearing ---------------------------------------------------------------------------
 
@@ -76,10 +80,24 @@ class TrainingDataExporter(Arbiter):
 
     @query
     async def statistics(self, tenant: str = "local") -> dict[str, Any]:
-        """What a dataset of all there is now would hold, why the rest would not, and the latest."""
-        built = await self._built(tenant)
+        """What a dataset of all there is now would hold, why the rest would not, and the latest.
+
+        The log is gone through again only once it has something new that counts.
+        """
+        upto, known = self._accounts.get(tenant, (0, None))
+        if known is not None:
+            news = await self._log.read(upto, limit=1, types=_COUNTED)
+            if not news.envelopes:
+                self._accounts[tenant] = (news.end, known)
+                return dict(known)
+        upto = await self._log.end()
+        reading = await self._read(tenant)
+        built = build(reading, self._rules.privacy)
         split = sides(built, heldout_share=self._rules.heldout_share)
-        return _account(built, split) | {"latest": await self.latest(tenant)}
+        account = _account(built, split) | {"latest": await self.latest(tenant)}
+        if reading.is_settled:
+            self._accounts[tenant] = (upto, account)
+        return dict(account)
 
     @query
     async def latest(self, tenant: str = "local") -> dict[str, Any] | None:
@@ -99,9 +117,14 @@ class TrainingDataExporter(Arbiter):
     async def _built(
         self, tenant: str, *, upto: int | None = None, only: str | None = None
     ) -> Built:
+        return build(await self._read(tenant, upto=upto, only=only), self._rules.privacy)
+
+    async def _read(
+        self, tenant: str, *, upto: int | None = None, only: str | None = None
+    ) -> Reading:
         reading = Reading(tenant, only=only)
         await reading.read(self._log, upto=await self._log.end() if upto is None else upto)
-        return build(reading, self._rules.privacy)
+        return reading
 
     async def _write(
         self,

@@ -24,7 +24,7 @@ CONTEXT_TURNS = 20
 MATERIAL = frozenset(
     {"MessageReceived", "ReplyGiven", "ConversationImported", "FeedbackGiven", "FactStated"}
 )
-_UNDOING = frozenset({"ConversationDeleted", "FactForgotten"})
+UNDOING = frozenset({"ConversationDeleted", "FactForgotten"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,16 @@ class Reading:
         """Read the log to its end; of material no more than up to `upto`."""
         cursor, end = 0, await log.end()
         while cursor < end:
-            batch = await log.read(cursor, types=MATERIAL | _UNDOING)
+            batch = await log.read(cursor, types=MATERIAL | UNDOING)
             for envelope in batch.envelopes:
-                if envelope.offset <= upto or envelope.type in _UNDOING:
+                if envelope.offset <= upto or envelope.type in UNDOING:
                     self.hear(envelope)
             cursor = batch.end
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything that was deleted is gone from the log, too; erasing takes a moment."""
+        return all(of.deleted.isdisjoint([*of.turns, *of.imports]) for of in self.users.values())
 
     def hear(self, envelope: Envelope) -> None:
         """Take in one event."""

@@ -539,6 +539,40 @@ async def test_statistics_say_what_is_usable_and_which_dataset_is_the_latest(wor
     assert statistics["latest"]["dataset"] == "d1"
 
 
+async def test_statistics_go_through_the_log_again_only_for_what_counts(world, monkeypatch):
+    await world.say(imported(), asked(), replied())
+    first, read, handed_out = await world.exporter.statistics(), world.log.read, []
+
+    async def counted(*arguments, **options):
+        batch = await read(*arguments, **options)
+        handed_out.extend(batch.envelopes)
+        return batch
+
+    monkeypatch.setattr(world.log, "read", counted)
+    await world.say(RoundStarted(round="r", because="", upto=0, new_messages=0))
+    again = await world.exporter.statistics()
+    assert again == first
+    assert handed_out == []
+
+    await world.say(imported(2))
+    assert (await world.exporter.statistics())["targets_by_kind"] == {"imported": 2}
+
+
+async def test_statistics_follow_an_erasure_that_comes_after_the_deletion(world):
+    said = await world.say(imported(), asked())
+    reply = await world.say(replied())
+    await world.say(ConversationDeleted(conversation="c1"))
+    before = await world.exporter.statistics()
+
+    await world.log.erase([said.id, reply.id])
+
+    fresh = World()
+    fresh.exporter._log = world.log
+    after = await world.exporter.statistics()
+    assert after == await fresh.exporter.statistics()
+    assert after["excluded"] != before["excluded"]
+
+
 async def test_other_events_say_nothing_about_material(world):
     reading = Reading("local")
 
