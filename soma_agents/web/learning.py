@@ -1,6 +1,7 @@
 """`/api/training`, `/api/receipts`, `/api/models`, `/api/import`: what SOMA learns and from what."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
@@ -179,15 +180,13 @@ class Import(Body):
 
 @router.post("/import")
 async def take_in(body: Import, services: Parts, asked: Imports) -> dict[str, int]:
-    """Import conversations; what was imported before is recognised and not taken twice."""
+    """Import conversations; what was imported before, and not deleted since, is not taken twice."""
     caller = asked.caller
     total = {"conversations": 0, "messages": 0, "duplicates": 0}
     for start in range(0, len(body.conversations), IMPORT_GROUP):
         group = body.conversations[start : start + IMPORT_GROUP]
         before = await services.log.end()
-        offsets = await services.publisher.publish_all(
-            [_imported(services, asked, conversation) for conversation in group]
-        )
+        offsets = await _publish(services, asked, group, before)
         seen = set[int]()
         for conversation, offset in zip(group, offsets, strict=True):
             if offset <= before or offset in seen:
@@ -198,6 +197,37 @@ async def take_in(body: Import, services: Parts, asked: Imports) -> dict[str, in
             total["messages"] += len(conversation.messages)
         services.gateway.note(f"import/{caller.user}", max(offsets, default=0))
     return total
+
+
+async def _publish(
+    services: Services, asked: Identity, group: Sequence[Conversation], before: int
+) -> list[int]:
+    """Append imports; the offsets of new ones and of those that were there at `before`.
+
+    One that was deleted since and is imported again gets a key of its own, made from the place of
+    the deleted one, so that this happens once, too.
+    """
+    envelopes = [_imported(services, asked, conversation) for conversation in group]
+    offsets = await services.publisher.publish_all(envelopes)
+    while erased := await _erased(services, {offset for offset in offsets if offset <= before}):
+        again = [number for number, offset in enumerate(offsets) if offset in erased]
+        for number in again:
+            key = f"{envelopes[number].idempotency}/{offsets[number]}"
+            envelopes[number] = envelopes[number]._replace(idempotency=key)
+        found = await services.publisher.publish_all([envelopes[number] for number in again])
+        for number, offset in zip(again, found, strict=True):
+            offsets[number] = offset
+    return offsets
+
+
+async def _erased(services: Services, offsets: set[int]) -> set[int]:
+    """Which of these imports have no content any more."""
+    gone, cursor = set(offsets), min(offsets, default=1) - 1
+    while offsets and cursor < max(offsets):
+        batch = await services.log.read(cursor, types=frozenset({"ConversationImported"}))
+        gone -= {envelope.offset for envelope in batch.envelopes}
+        cursor = batch.end
+    return gone
 
 
 def _imported(services: Services, asked: Identity, conversation: Conversation) -> Envelope:

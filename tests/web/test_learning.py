@@ -22,6 +22,29 @@ async def test_conversations_are_imported_once(soma):
     assert len(await soma.events("ConversationImported")) == 3
 
 
+async def imported(soma):
+    """The conversations there are."""
+    await soma.http.get("/api/memory/search?q=anything")  # waits for the newest
+    return [one["id"] for one in (await soma.http.get("/api/conversation/list")).json()["data"]]
+
+
+async def test_what_was_deleted_may_be_imported_again_once(soma):
+    await take_in(soma, conversation(1), conversation(2))
+    for _ in range(2):
+        for kept in await imported(soma):
+            await soma.http.delete(f"/api/conversation/{kept}")
+        assert await imported(soma) == []
+
+        first = await take_in(soma, conversation(1), conversation(1))
+        second = await take_in(soma, conversation(1))
+
+        assert first.json() == {"conversations": 1, "messages": 2, "duplicates": 1}
+        assert second.json() == {"conversations": 0, "messages": 0, "duplicates": 1}
+        assert len(await imported(soma)) == 1
+    exported = (await soma.http.post("/api/training/export", json={})).json()
+    assert exported["targets_by_kind"] == {"imported": 1}
+
+
 async def test_an_import_keeps_when_it_happened_and_what_is_held_out(soma):
     await take_in(soma, conversation(1, happened_at="2024-05-06T07:08:09Z", held_out=True))
 
