@@ -19,6 +19,7 @@ import structlog
 from arbiters.errors import CorruptError, InvalidError, SomaError, UnavailableError
 from arbiters.kernel.directory import Directory
 from arbiters.records import ModelVersion
+from soma_agents.language.engine import EngineStats
 from soma_agents.language.model import LanguageModel
 from soma_agents.language.sou.card import Card
 from soma_agents.language.sou.memory import plan_of
@@ -99,6 +100,14 @@ class Specialists:
     def versions(self) -> list[ModelVersion]:
         """Those that may be asked for, by name."""
         return list(self._versions.values())
+
+    def stats(self) -> dict[str, EngineStats]:
+        """What the engines of those do that are loaded, by name."""
+        return {
+            name: self._loaded[version.id].engine.stats()
+            for name, version in self._versions.items()
+            if version.id in self._loaded
+        }
 
     def card(self, name: str) -> Card | None:
         """What a specialist's file says of its use; None if there is none of that name."""

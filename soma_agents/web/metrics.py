@@ -6,6 +6,7 @@ from dataclasses import asdict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from policies.routing import PERSONAL
 from soma_agents.web.services import Services
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -44,7 +45,10 @@ class Meters:
             "soma_champion", "1 for the model in service", ["model"], registry=self.registry
         )
         self._engine = Gauge(
-            "soma_engine", "The engine's own numbers", ["name"], registry=self.registry
+            "soma_engine",
+            "The engines' own numbers, by who answers with them",
+            ["specialist", "name"],
+            registry=self.registry,
         )
 
     async def look(self, services: Services) -> None:
@@ -53,8 +57,11 @@ class Meters:
         self._events.set(await services.log.end())
         self._champion.clear()
         self._champion.labels(services.rollout.lineup.champion.name).set(1)
-        for name, value in asdict(services.engine.stats()).items():
-            self._engine.labels(name).set(value)
+        self._engine.clear()  # a specialist's engine may have been closed meanwhile
+        engines = {PERSONAL: services.engine.stats()} | services.specialists.stats()
+        for specialist, stats in engines.items():
+            for name, value in asdict(stats).items():
+                self._engine.labels(specialist, name).set(value)
 
 
 class Measured:

@@ -61,6 +61,22 @@ async def test_a_model_of_ones_own_answers_by_its_name_beside_the_first(soma, sm
     assert (given["specialist"], given["model"]) == ("poet", added.json()["model"])
 
 
+async def test_metrics_count_what_its_engine_does_while_it_is_loaded(soma, small_sou):
+    await add(soma, small_sou(), "poet")
+    await soma.chat("Hello", model="poet", max_tokens=3)
+    numbers = soma.services.specialists.stats()["poet"]
+
+    loaded = (await soma.http.get("/metrics")).text
+    await soma.services.specialists.close()
+    closed = (await soma.http.get("/metrics")).text
+
+    assert numbers.requests > 0
+    assert f'soma_engine{{name="requests",specialist="poet"}} {numbers.requests}.0' in loaded
+    assert 'soma_engine{name="completion_tokens",specialist="poet"}' in loaded
+    assert 'soma_engine{name="slots",specialist="personal"} 32.0' in loaded
+    assert '"poet"' not in closed
+
+
 async def test_its_lineage_is_registered_with_it(soma, small_sou):
     await add(soma, small_sou(), "poet")
 
