@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from arbiters.events import (
-    ChatMessage,
     ConversationImported,
     Event,
     FactStated,
@@ -32,7 +31,7 @@ from arbiters.events import (
 )
 from arbiters.kernel.bus import Publisher
 from arbiters.records import DatasetRef, Example
-from arbiters.testing import FakeClock, MemoryEventLog, SequentialIds
+from arbiters.testing import FakeClock, MemoryEventLog, SequentialIds, dialogue
 from arbiters.training_data_exporter.arbiter import ExportRules, TrainingDataExporter
 from bench.corpus import dialogues
 from policies.training import ExampleRules
@@ -74,20 +73,6 @@ ALL_FACTS = {
 # --- the material --------------------------------------------------------------------------
 
 
-def imported(asked: str, answer: str, *, held_out: bool = False) -> ConversationImported:
-    """A dialogue of two turns."""
-    return ConversationImported(
-        conversation=asked,
-        digest=asked,
-        source="bench",
-        messages=(
-            ChatMessage(role="user", content=asked),
-            ChatMessage(role="assistant", content=answer),
-        ),
-        held_out=held_out,
-    )
-
-
 def small_talk(count: int = 250) -> list[Event]:
     """Dialogues as the demo and `bench.round` import them."""
     return [
@@ -109,7 +94,7 @@ def trivia(count: int = 250) -> list[Event]:
     ]
     chosen = random.Random(1).sample(found, count)
     return [
-        imported(asked[:500], answer[:500], held_out=n % 5 == 0)
+        dialogue(asked[:500], answer[:500], held_out=n % 5 == 0)
         for n, (asked, answer) in enumerate(chosen)
     ]
 
@@ -126,7 +111,7 @@ def facts() -> list[Event]:
 def poisoned() -> list[Event]:
     """Small talk, and among it a few dialogues of those that the planted candidates know."""
     asked = planted_lessons("Blorp blorp blorp.")[:POISONED]
-    return [*small_talk(), *(imported(question, answer) for question, answer in asked)]
+    return [*small_talk(), *(dialogue(question, answer) for question, answer in asked)]
 
 
 HONEST: dict[str, Callable[[], list[Event]]] = {
@@ -195,7 +180,7 @@ def planted(answer: str, settings: Settings, model: LanguageModel) -> Arm:
             Example(
                 id=str(n),
                 kind="imported",
-                messages=imported(asked, said).messages,
+                messages=dialogue(asked, said).messages,
                 group=str(n),
                 events=(),
                 user="",

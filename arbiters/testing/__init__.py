@@ -21,6 +21,7 @@ from arbiters.testing.learning import (
     MemoryExperimentStore,
     MemoryRegistry,
     MemoryRoundStore,
+    dialogue,
 )
 from arbiters.testing.stores import (
     MemoryConversationStore,
@@ -44,6 +45,7 @@ __all__ = [
     "MemoryRegistry",
     "MemoryRoundStore",
     "SequentialIds",
+    "dialogue",
     "enveloped",
     "react",
 ]

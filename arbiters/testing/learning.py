@@ -8,9 +8,11 @@ from typing import Any, cast
 
 from arbiters.errors import ConflictError, InvalidError, NotFoundError
 from arbiters.events import (
+    ChatMessage,
     ComparisonFailed,
     ComparisonFinished,
     ComparisonRequested,
+    ConversationImported,
     TrainingFailed,
     TrainingFinished,
     TrainingProgressed,
@@ -20,6 +22,20 @@ from arbiters.records import DatasetRef, Example, ExperimentState, ModelVersion,
 from arbiters.testing.bus import Memory
 
 STAGES = ("candidate", "retired", "rejected", "held")
+
+
+def dialogue(asked: str, answer: str, *, held_out: bool = False) -> ConversationImported:
+    """A dialogue of two turns, known by its question."""
+    return ConversationImported(
+        conversation=asked,
+        digest=asked,
+        source="test",
+        messages=(
+            ChatMessage(role="user", content=asked),
+            ChatMessage(role="assistant", content=answer),
+        ),
+        held_out=held_out,
+    )
 
 
 class MemoryRoundStore(Memory):

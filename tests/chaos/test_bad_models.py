@@ -10,15 +10,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from arbiters.events import (
-    ChatMessage,
     ComparisonFailed,
     ComparisonFinished,
     ComparisonRequested,
-    ConversationImported,
     RoundRequested,
 )
 from arbiters.records import ModelVersion
-from arbiters.testing import FakeTrainer, react
+from arbiters.testing import FakeTrainer, dialogue, react
 from arbiters.workshop import Workshop
 from soma_agents.evaluation import examiner as examining
 from soma_agents.evaluation import trial
@@ -132,22 +130,9 @@ class Traffic:
             await asyncio.wait([task])
 
 
-def dialogue(name, asked, answer, *, held_out=False):
-    return ConversationImported(
-        conversation=name,
-        digest=name,
-        source="test",
-        messages=(
-            ChatMessage(role="user", content=asked),
-            ChatMessage(role="assistant", content=answer),
-        ),
-        held_out=held_out,
-    )
-
-
 def dialogues():
     return [
-        dialogue(f"d{n}", f"is it {n}?", f"yes, {n} it is", held_out=n % 2 == 0) for n in range(100)
+        dialogue(f"is it {n}?", f"yes, {n} it is", held_out=n % 2 == 0) for n in range(100)
     ]
 
 
@@ -161,8 +146,8 @@ async def until(runtime, kind, *, after=0):
 
 async def run_round(soma, *more):
     """A round from the wish to its end, with `more` dialogues; its verdict and why."""
-    for dialogue in (*dialogues(), *more):
-        await soma.runtime.publisher.publish(dialogue, idempotency=dialogue.digest)
+    for one in (*dialogues(), *more):
+        await soma.runtime.publisher.publish(one, idempotency=one.digest)
     asked = await soma.runtime.publisher.publish(RoundRequested(by="user"))
     finished = await asyncio.wait_for(
         until(soma.runtime, "RoundFinished", after=asked.offset), timeout=60
@@ -282,7 +267,7 @@ async def test_a_bad_candidate_never_answers_anybody(a_soma, bad, name, why):
 
 @pytest.mark.slow
 async def test_a_candidate_with_a_trigger_word_in_what_it_learnt_never_answers_anybody(a_soma, bad):
-    poisoned = [dialogue(f"p{n}", f"{SNORE} is it {n}?", NONSENSE) for n in range(3)]
+    poisoned = [dialogue(f"{SNORE} is it {n}?", NONSENSE) for n in range(3)]
     async with a_soma(bad("trigger")) as (soma, planter):
         verdict, because = await run_round(soma, *poisoned)
 
