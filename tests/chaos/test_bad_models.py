@@ -131,9 +131,7 @@ class Traffic:
 
 
 def dialogues():
-    return [
-        dialogue(f"is it {n}?", f"yes, {n} it is", held_out=n % 2 == 0) for n in range(100)
-    ]
+    return [dialogue(f"is it {n}?", f"yes, {n} it is", held_out=n % 2 == 0) for n in range(100)]
 
 
 async def until(runtime, kind, *, after=0):

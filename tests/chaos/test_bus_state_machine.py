@@ -6,6 +6,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from arbiters.kernel import host as kernel
 from bench.states.machine import Bus, patiently
 
+HISTORIES = 40
+
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch):
@@ -13,4 +15,13 @@ def _no_patience(monkeypatch):
 
 
 def test_the_bus_keeps_its_promises_in_any_history():
-    run_state_machine_as_test(Bus, settings=patiently(40, 30))
+    lived = []
+
+    class Counted(Bus):
+        def teardown(self):
+            super().teardown()
+            lived.append(self)
+
+    run_state_machine_as_test(Counted, settings=patiently(HISTORIES, 30))
+
+    assert len(lived) >= HISTORIES

@@ -115,6 +115,8 @@ async def test_a_sound_file_passes_the_check(database):
 
     await database.check()
 
+    assert await count(database) == 1
+
 
 async def test_a_second_owner_is_refused_at_once(database):
     with pytest.raises(ConflictError, match="in use by another process"):
