@@ -1,7 +1,8 @@
 """What a run will take on this machine, before it is started: parameters, memory, time.
 
 Memory is counted from the sizes; time from the rate at which this machine multiplies matrices and
-moves bytes, measured for a second. `bench.train` and docs/log.md say how far off that is.
+moves bytes, and from what it takes to start a step's operations, whatever their size: all measured
+here, for some seconds. `bench.train` and docs/log.md say how far off that is.
 """
 
 import math
@@ -19,13 +20,18 @@ from arbiters.errors import InvalidError
 from soma_agents.language.architecture import TransformerConfig
 from soma_agents.pretraining.kernels import KEPT, QUERIES
 from soma_agents.pretraining.learner import Learner
-from soma_agents.pretraining.optimiser import NEWTON_SCHULZ
+from soma_agents.pretraining.optimiser import NEWTON_SCHULZ, Optimisers
 from soma_agents.pretraining.recipe import Recipe, active_parameters, matrices_of, parameters
+from soma_agents.training.loop import Alone
 
 SHARE = 0.85
 """Of the memory that is free, what a run may plan with."""
 PROCESS = 600 << 20
 """Bytes of an interpreter with torch in it."""
+SHORT, NARROW_ROWS = 512, 4
+"""Tokens of a row, and rows, at most, that the start of operations is measured with."""
+MEASURED_SECONDS = 0.4
+"""For each thing that this machine does again and again."""
 BACKWARD = 3
 """A step forward and back costs three times the step forward."""
 
@@ -38,6 +44,8 @@ class Machine:
     passes: float
     memory: int
     cores: int
+    starts: Callable[[Recipe], float] | None = None
+    """Seconds of a recipe's step that go into starting operations; None: they are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,8 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
         count = Learner(recipe).size
     weights, optimiser = _weights(recipe, count)
     activations = _activations(recipe)
-    rate = recipe.rows * recipe.row / _step_seconds(recipe, machine)
+    starts = machine.starts(recipe) if machine.starts else 0.0
+    rate = recipe.rows * recipe.row / (_step_seconds(recipe, machine) + starts)
     return Plan(
         parameters=count,
         active=count - parameters(recipe.model) + active_parameters(recipe.model),
@@ -107,7 +116,7 @@ def require(recipe: Recipe, machine: Machine | None = None) -> Plan:
 
 def nearest(recipe: Recipe, machine: Machine) -> str | None:
     """The smallest change that makes a recipe fit: fewer rows at once, recomputing, less depth."""
-    tried = recipe
+    tried, machine = recipe, replace(machine, starts=None)  # only memory matters
     while tried.micro_rows > 1:
         tried = replace(tried, micro_rows=tried.micro_rows // 2)
         if plan(tried, machine).fits:
@@ -167,7 +176,7 @@ def _keys(recipe: Recipe, layer: int) -> float:
 
 
 def _step_seconds(recipe: Recipe, machine: Machine) -> float:
-    """Seconds of one optimiser step."""
+    """Seconds of one optimiser step, its operations started."""
     model, tokens = recipe.model, recipe.rows * recipe.row
     scores = model.heads * sum(_keys(recipe, layer) for layer in range(model.layers))
     again = 4 / 3 if recipe.recompute else 1.0
@@ -202,12 +211,58 @@ def measured(precision: str) -> Machine:
     wide = torch.randn(2048, 2048).to(dtype)
     products = 2 * 2048 * 512 * 2048 / _best(lambda: F.linear(x, w))
     passes = 2 * wide.numel() * wide.element_size() / _best(lambda: F.relu(wide))
-    return Machine(products, passes, psutil.virtual_memory().available, os.cpu_count() or 1)
+    free, cores = psutil.virtual_memory().available, os.cpu_count() or 1
+    return Machine(products, passes, free, cores, _starts)
+
+
+def _starts(recipe: Recipe) -> float:
+    """Seconds of a step that go into starting operations: those of a model too narrow to compute.
+
+    Its passes and its optimiser are measured with one block and with two, its rows shortened to
+    `SHORT` tokens; more of either take as much again.
+    """
+    model = recipe.model
+    narrow = replace(
+        model, vocab_size=64, d_model=32, d_ff=32, heads=1, kv_heads=1, head_dim=32, layers=1
+    )
+    one = _narrow_step(recipe, narrow)
+    two = _narrow_step(recipe, replace(narrow, layers=2))
+    more = model.layers - 1
+    passes, update = (
+        first + more * max(0.0, then - first) for first, then in zip(one, two, strict=True)
+    )
+    micro_batches = math.ceil(recipe.rows / recipe.micro_rows)
+    return micro_batches * passes * max(1.0, recipe.row / SHORT) + update
+
+
+@cache
+def _narrow_step(recipe: Recipe, model: TransformerConfig) -> tuple[float, float]:
+    """Seconds of a micro-batch there and back, and of what follows, at their best."""
+    row = min(recipe.row, SHORT)
+    rows = min(recipe.micro_rows, recipe.rows, max(1, SHORT * NARROW_ROWS // row))
+    small = replace(recipe, model=model, row=row, features=False, hierarchy=False, objectives=())
+    learner = Learner(small)
+    optimisers = Optimisers(learner, small, Alone())
+    tokens = torch.arange(rows * (row + 1)).view(rows, -1) % model.vocab_size  # for all experts
+    learner.refresh()
+
+    def there_and_back() -> None:
+        learner.loss(tokens)[0].backward()
+
+    def update() -> None:
+        learner.collect()
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip)
+        optimisers.step(1)
+        learner.refresh()
+
+    there_and_back()
+    update()
+    return _best(there_and_back), _best(update)
 
 
 def _best(work: Callable[[], object]) -> float:
     least = math.inf
-    until = time.perf_counter() + 0.4
+    until = time.perf_counter() + MEASURED_SECONDS
     while time.perf_counter() < until:
         started = time.perf_counter()
         work()

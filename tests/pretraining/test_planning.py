@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from arbiters.errors import InvalidError
+from soma_agents.pretraining import planning
 from soma_agents.pretraining.planning import Machine, nearest, plan, require
 from soma_agents.pretraining.recipe import SHOWCASE, V1, parameters, with_context, with_experts
 
@@ -29,6 +30,29 @@ def test_recomputing_trades_time_for_memory():
 
     assert thrifty.activations < plain.activations / 3
     assert thrifty.seconds > plain.seconds
+
+
+def test_starting_operations_takes_its_time_in_each_step():
+    slow = replace(MACHINE, starts=lambda _: 0.5)
+
+    assert plan(SHOWCASE, slow).seconds == pytest.approx(
+        plan(SHOWCASE, MACHINE).seconds + 0.5 * SHOWCASE.steps
+    )
+
+
+def test_this_machine_starts_more_operations_for_more_blocks_and_micro_batches(
+    monkeypatch,
+):
+    monkeypatch.setattr(planning, "MEASURED_SECONDS", 0.05)
+    machine = planning.measured("float32")
+    deep = replace(SHOWCASE, model=replace(SHOWCASE.model, layers=9))
+    often = replace(SHOWCASE, micro_rows=2)
+
+    plain = machine.starts(SHOWCASE)
+
+    assert plain > 0
+    for more in (deep, often):
+        assert machine.starts(more) > 1.3 * plain
 
 
 def test_what_cannot_fit_is_refused_with_the_nearest_that_does():
