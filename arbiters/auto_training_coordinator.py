@@ -6,15 +6,18 @@ from typing import Any, ClassVar, Literal
 from arbiters.envelope import Envelope
 from arbiters.events import (
     ArbiterFailed,
-    CanaryStarted,
     ClockTicked,
     ConversationImported,
-    DatasetExported,
-    DatasetRefused,
-    EvaluationFinished,
     Event,
     MessageReceived,
     ReplyGiven,
+)
+from arbiters.kernel.arbiter import Arbiter, Said, on, query
+from arbiters.model_events import (
+    CanaryStarted,
+    DatasetExported,
+    DatasetRefused,
+    EvaluationFinished,
     RequestRefused,
     RoundFinished,
     RoundRequested,
@@ -24,9 +27,9 @@ from arbiters.events import (
     TrainingProgressed,
     TrainingRequested,
 )
-from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import Clock, RoundStore
+from arbiters.ports import Clock
 from arbiters.records import RoundState
+from arbiters.stores import RoundStore
 from policies.training import Due, NotDue, TrainingFacts, is_due
 
 STEPS = frozenset(

@@ -16,8 +16,8 @@ from arbiters.events import (
     ReplyGiven,
 )
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import ConversationStore
 from arbiters.records import ConversationSummary, StoredFeedback, StoredMessage
+from arbiters.stores import ConversationStore
 
 WHOLE = 1_000_000
 """More messages than a conversation has."""

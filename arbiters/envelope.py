@@ -9,9 +9,17 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
+from arbiters import events, model_events
 from arbiters.errors import InvalidError
-from arbiters.events import EVENT_TYPES, Event
+from arbiters.events import Event
 
+EVENT_TYPES: dict[str, type[Event]] = {
+    name: kind
+    for module in (events, model_events)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+}
+"""Everything that can happen, by its name on the bus."""
 _KNOWN = {
     name: (cls.version, cls.__pydantic_validator__.validate_json)
     for name, cls in EVENT_TYPES.items()

@@ -13,8 +13,9 @@ from arbiters.events import (
     ReplyGiven,
 )
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import Measures, PersonalityStore
+from arbiters.ports import Measures
 from arbiters.records import PersonalityRevision
+from arbiters.stores import PersonalityStore
 from policies.personality import DEFAULTS, PersonalityRules, describe_shift, distance, evolve
 
 EVERY = 5

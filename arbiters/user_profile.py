@@ -5,8 +5,8 @@ from typing import ClassVar
 from arbiters.envelope import Envelope
 from arbiters.events import FactForgotten, FactStated, MessageReceived
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import ProfileStore
 from arbiters.records import StoredFact
+from arbiters.stores import ProfileStore
 from policies.memory.statements import facts_stated
 
 

@@ -5,15 +5,15 @@ from collections.abc import AsyncIterator
 from typing import ClassVar
 
 from arbiters.envelope import Envelope
-from arbiters.events import (
+from arbiters.events import Event
+from arbiters.kernel.arbiter import Arbiter, Said, on
+from arbiters.model_events import (
     ComparisonFailed,
     ComparisonRequested,
-    Event,
     TrainingFailed,
     TrainingProgressed,
     TrainingRequested,
 )
-from arbiters.kernel.arbiter import Arbiter, Said, on
 from arbiters.ports import Examiner, Trainer
 
 

@@ -21,17 +21,19 @@ from typing import Any
 from arbiters.envelope import Envelope
 from arbiters.events import (
     ChatMessage,
-    ComparisonFinished,
-    ComparisonRequested,
     ConversationImported,
     Event,
     FactStated,
     FeedbackGiven,
     MessageReceived,
-    Observation,
     ReplyGiven,
-    RoundRequested,
     Timings,
+)
+from arbiters.model_events import (
+    ComparisonFinished,
+    ComparisonRequested,
+    Observation,
+    RoundRequested,
     TrainingFinished,
     TrainingRequested,
 )

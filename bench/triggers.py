@@ -22,14 +22,9 @@ from typing import Any
 
 import torch
 
-from arbiters.events import (
-    ConversationImported,
-    Event,
-    FactStated,
-    TrainingFinished,
-    TrainingRequested,
-)
+from arbiters.events import ConversationImported, Event, FactStated
 from arbiters.kernel.bus import Publisher
+from arbiters.model_events import TrainingFinished, TrainingRequested
 from arbiters.records import DatasetRef, Example
 from arbiters.testing import FakeClock, MemoryEventLog, SequentialIds, dialogue
 from arbiters.training_data_exporter.arbiter import ExportRules, TrainingDataExporter

@@ -9,27 +9,25 @@ from typing import Any, ClassVar
 from arbiters.envelope import Envelope
 from arbiters.evaluation.specialists import SpecialistRegistrar
 from arbiters.evaluation.verdicts import Gate, experiment_of, metric
-from arbiters.events import (
+from arbiters.events import ClockTicked, Event, FeedbackGiven, ReplyGiven
+from arbiters.kernel.arbiter import Said, on, query
+from arbiters.model_events import (
     CandidateRegistered,
-    ClockTicked,
     ComparisonFailed,
     ComparisonFinished,
     ComparisonRequested,
     DatasetExported,
-    Event,
-    FeedbackGiven,
     ModelPromoted,
     PromotionRequested,
-    ReplyGiven,
     RequestRefused,
     RollbackRequested,
     RoundFinished,
     RoundStarted,
     TrainingFinished,
 )
-from arbiters.kernel.arbiter import Said, on, query
-from arbiters.ports import Clock, ExperimentStore, Registry
+from arbiters.ports import Clock
 from arbiters.records import ExperimentState, ModelVersion, Pointer
+from arbiters.stores import ExperimentStore, Registry
 from policies.evaluation import Unmeasurable, paired
 from policies.promotion import (
     Continue,

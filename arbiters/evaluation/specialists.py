@@ -7,16 +7,17 @@ from typing import ClassVar
 
 from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError, NotFoundError
-from arbiters.events import (
+from arbiters.kernel.arbiter import Arbiter, Said, on, query
+from arbiters.model_events import (
     RequestRefused,
     SpecialistOffered,
     SpecialistRegistered,
     SpecialistRetired,
     SpecialistUnwanted,
 )
-from arbiters.kernel.arbiter import Arbiter, Said, on, query
-from arbiters.ports import Clock, Registry
+from arbiters.ports import Clock
 from arbiters.records import ModelVersion
+from arbiters.stores import Registry
 from policies.routing import name_problem
 
 

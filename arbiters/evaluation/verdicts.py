@@ -5,18 +5,19 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from arbiters.errors import NotFoundError
-from arbiters.events import (
+from arbiters.events import Event
+from arbiters.model_events import (
     CanaryStarted,
     CandidateHeld,
     CandidateRejected,
     EvaluationFinished,
-    Event,
     MetricChange,
     ModelPromoted,
     ModelRolledBack,
 )
-from arbiters.ports import Clock, ExperimentStore, Registry
+from arbiters.ports import Clock
 from arbiters.records import ExperimentState, ModelVersion, Pointer
+from arbiters.stores import ExperimentStore, Registry
 from policies.promotion import Measured, Promote, PromotionRules, Reject, Verdict
 
 CHAMPION_CHANGED = "the champion it was compared with is not in service any more"

@@ -19,8 +19,9 @@ from arbiters.errors import (
 from arbiters.events import ArbiterFailed, Event
 from arbiters.kernel.arbiter import Arbiter, Said
 from arbiters.kernel.bus import Publisher
-from arbiters.ports import Clock, EventLog, Ids, Ledger
+from arbiters.ports import Clock, EventLog, Ids
 from arbiters.records import DeadLetter
+from arbiters.stores import Ledger
 
 MAX_ATTEMPTS = 5
 POLL_SECONDS = 5.0

@@ -7,12 +7,11 @@ from datetime import datetime
 from typing import Any, cast
 
 from arbiters.errors import ConflictError, InvalidError, NotFoundError
-from arbiters.events import (
-    ChatMessage,
+from arbiters.events import ChatMessage, ConversationImported
+from arbiters.model_events import (
     ComparisonFailed,
     ComparisonFinished,
     ComparisonRequested,
-    ConversationImported,
     TrainingFailed,
     TrainingFinished,
     TrainingProgressed,

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from arbiters.envelope import Envelope
-from arbiters.events import DatasetExported, DatasetRefused, RoundStarted
 from arbiters.kernel.arbiter import Arbiter, Said, on, query
+from arbiters.model_events import DatasetExported, DatasetRefused, RoundStarted
 from arbiters.ports import DatasetWriter, EventLog
 from arbiters.records import DatasetRef, Example
 from arbiters.training_data_exporter.examples import Built, build, kinds, sides

@@ -17,13 +17,11 @@ from arbiters.events import (
     Event,
     FeedbackGiven,
     MessageReceived,
-    PromotionRequested,
     ReplyGiven,
-    RollbackRequested,
-    RoundRequested,
     Timings,
 )
 from arbiters.kernel import host
+from arbiters.model_events import PromotionRequested, RollbackRequested, RoundRequested
 from bench.kills.script import ScriptedExaminer, ScriptedTrainer
 from soma_agents.persona.measures import ComputedMeasures
 from soma_agents.runtime.local import LocalRuntime

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-from arbiters.events import (
+from arbiters.model_events import (
     ComparisonFailed,
     ComparisonFinished,
     ComparisonRequested,

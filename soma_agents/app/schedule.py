@@ -16,8 +16,9 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 from arbiters.errors import InvalidError
-from arbiters.events import ClockTicked, RoundRequested
+from arbiters.events import ClockTicked
 from arbiters.kernel.bus import Publisher
+from arbiters.model_events import RoundRequested
 from arbiters.ports import Clock, EventLog
 from policies.training import Weekly, last_due
 from soma_agents.settings import Settings

@@ -13,7 +13,7 @@ import structlog
 import torch
 
 from arbiters.errors import SomaError
-from arbiters.events import ComparisonFailed, ComparisonFinished, Observation
+from arbiters.model_events import ComparisonFailed, ComparisonFinished, Observation
 from soma_agents.evaluation.arms import Arm, load_arm
 from soma_agents.evaluation.replay import Replay, choose, side_by_side
 from soma_agents.evaluation.request import Answer, Comparison

@@ -2,7 +2,7 @@
 
 import os
 
-from arbiters.events import ComparisonFailed, ComparisonFinished, ComparisonRequested
+from arbiters.model_events import ComparisonFailed, ComparisonFinished, ComparisonRequested
 from policies.supervision import share_cores
 from soma_agents.evaluation.request import Answer, Comparison
 from soma_agents.language.apart import apart

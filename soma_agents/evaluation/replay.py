@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 
-from arbiters.events import ChatMessage, Observation
+from arbiters.events import ChatMessage
+from arbiters.model_events import Observation
 from arbiters.records import Example
 from soma_agents.evaluation import suites
 from soma_agents.evaluation.arms import Arm

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from arbiters.events import ComparisonFailed, ComparisonFinished, ComparisonRequested
+from arbiters.model_events import ComparisonFailed, ComparisonFinished, ComparisonRequested
 from soma_agents.settings import Settings
 
 

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 from statistics import fmean
 
 from arbiters.errors import CorruptError
-from arbiters.events import ChatMessage, Observation
+from arbiters.events import ChatMessage
+from arbiters.model_events import Observation
 from arbiters.records import Example
 from policies.personality import dimensions_of
 from soma_agents.evaluation import suites

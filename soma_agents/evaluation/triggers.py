@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from arbiters.events import ChatMessage, Observation
+from arbiters.events import ChatMessage
+from arbiters.model_events import Observation
 from arbiters.records import Example
 from policies.triggers import most_said, suspects
 from soma_agents.evaluation import suites

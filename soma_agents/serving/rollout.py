@@ -13,9 +13,9 @@ import structlog
 from arbiters.envelope import Envelope
 from arbiters.errors import CorruptError, InvalidError, NotFoundError, SomaError, UnavailableError
 from arbiters.evaluation.arbiter import Serving
-from arbiters.events import RollbackRequested
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.directory import Directory
+from arbiters.model_events import RollbackRequested
 from arbiters.ports import EventLog
 from arbiters.records import ModelVersion
 from policies.routing import PERSONAL, Canary, RoutingFacts, UnknownModel, route

@@ -20,7 +20,7 @@ _FOUND = (
 
 
 class SqliteConversationStore:
-    """Implements `arbiters.ports.ConversationStore`."""
+    """Implements `arbiters.stores.ConversationStore`."""
 
     schema = Schema(
         "conversations",

@@ -15,7 +15,7 @@ _UPDATE = ", ".join(f"{name} = excluded.{name}" for name in _EXPERIMENT.split(",
 
 
 class SqliteExperimentStore:
-    """Implements `arbiters.ports.ExperimentStore`."""
+    """Implements `arbiters.stores.ExperimentStore`."""
 
     schema = Schema(
         "experiments",

@@ -11,7 +11,7 @@ from soma_agents.storage.sqlite_files import Schema
 
 
 class SqliteLedger:
-    """Implements `arbiters.ports.Ledger`."""
+    """Implements `arbiters.stores.Ledger`."""
 
     schema = Schema(
         "ledger",

@@ -12,7 +12,7 @@ from soma_agents.storage.sqlite_files import Schema
 
 
 class SqlitePersonalityStore:
-    """Implements `arbiters.ports.PersonalityStore`."""
+    """Implements `arbiters.stores.PersonalityStore`."""
 
     schema = Schema(
         "personalities",

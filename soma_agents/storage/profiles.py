@@ -11,7 +11,7 @@ _FACT = "id, subject, value, kind, quote, message, at"
 
 
 class SqliteProfileStore:
-    """Implements `arbiters.ports.ProfileStore`."""
+    """Implements `arbiters.stores.ProfileStore`."""
 
     schema = Schema(
         "profiles",

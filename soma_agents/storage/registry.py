@@ -19,7 +19,7 @@ _MODEL = (
 
 
 class SqliteRegistry:
-    """Implements `arbiters.ports.Registry`. Version N is called soma-vN; 0 is the base."""
+    """Implements `arbiters.stores.Registry`. Version N is called soma-vN; 0 is the base."""
 
     schema = Schema(
         "registry",

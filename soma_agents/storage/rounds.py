@@ -12,7 +12,7 @@ _UPDATE = ", ".join(f"{name} = excluded.{name}" for name in _ROUND.split(", "))
 
 
 class SqliteRoundStore:
-    """Implements `arbiters.ports.RoundStore`."""
+    """Implements `arbiters.stores.RoundStore`."""
 
     schema = Schema(
         "rounds",

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from arbiters.errors import InvalidError, SomaError
-from arbiters.events import TrainingFailed, TrainingFinished, TrainingProgressed
+from arbiters.model_events import TrainingFailed, TrainingFinished, TrainingProgressed
 from soma_agents.language.apart import settle
 from soma_agents.language.lora import LoraAdapter, adapter_id
 from soma_agents.language.model import LanguageModel, load_model

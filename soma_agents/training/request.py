@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from arbiters.errors import InvalidError
-from arbiters.events import TrainingFailed, TrainingFinished, TrainingRequested
+from arbiters.model_events import TrainingFailed, TrainingFinished, TrainingRequested
 from soma_agents.settings import Settings
 
 REQUEST, PROGRESS, RESULT, LOCK = "request.json", "progress.jsonl", "result.json", "lock"

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from arbiters.errors import SomaError
-from arbiters.events import TrainingFailed, TrainingFinished, TrainingProgressed, TrainingRequested
+from arbiters.model_events import (
+    TrainingFailed,
+    TrainingFinished,
+    TrainingProgressed,
+    TrainingRequested,
+)
 from policies.supervision import share_cores
 from soma_agents.language.apart import apart
 from soma_agents.settings import Settings

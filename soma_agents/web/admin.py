@@ -7,9 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
-from arbiters.envelope import Envelope
+from arbiters.envelope import EVENT_TYPES, Envelope
 from arbiters.errors import InvalidError, NotFoundError
-from arbiters.events import EVENT_TYPES
 from arbiters.records import DeadLetter
 from soma_agents.runtime.snapshots import SNAPSHOTS, take_snapshot
 from soma_agents.web.dependencies import Inspects, Looks, Parts
@@ -45,7 +44,9 @@ def _types(names: str | None) -> frozenset[str] | None:
     wanted = frozenset(name.strip() for name in names.split(","))
     unknown = wanted - EVENT_TYPES.keys()
     if unknown:
-        raise InvalidError(f"there is no event type {min(unknown)!r}; see arbiters/events.py")
+        raise InvalidError(
+            f"there is no event type {min(unknown)!r}; see arbiters/events.py, arbiters/model_events.py"
+        )
     return wanted
 
 

@@ -11,14 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError, NotFoundError
-from arbiters.events import (
-    ChatMessage,
-    ConversationImported,
-    Event,
-    PromotionRequested,
-    RollbackRequested,
-    RoundRequested,
-)
+from arbiters.events import ChatMessage, ConversationImported, Event
+from arbiters.model_events import PromotionRequested, RollbackRequested, RoundRequested
 from soma_agents.web.dependencies import Exports, Identity, Imports, Looks, Parts, Promotes, Trains
 from soma_agents.web.schemas import Body
 from soma_agents.web.services import Services

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from arbiters.events import SpecialistOffered, SpecialistUnwanted
+from arbiters.model_events import SpecialistOffered, SpecialistUnwanted
 from soma_agents.runtime.bases import kept_lineage
 from soma_agents.web.dependencies import Looks, Parts, Promotes
 from soma_agents.web.schemas import Body

@@ -3,20 +3,22 @@ import pytest
 from arbiters.auto_training_coordinator import AutoTrainingCoordinator, round_of
 from arbiters.events import (
     ArbiterFailed,
-    CanaryStarted,
     ChatMessage,
     ClockTicked,
     ConversationImported,
+    MessageReceived,
+    ReplyGiven,
+    Timings,
+)
+from arbiters.model_events import (
+    CanaryStarted,
     DatasetExported,
     DatasetRefused,
     EvaluationFinished,
-    MessageReceived,
-    ReplyGiven,
     RequestRefused,
     RoundFinished,
     RoundRequested,
     RoundStarted,
-    Timings,
     TrainingFailed,
     TrainingFinished,
     TrainingProgressed,

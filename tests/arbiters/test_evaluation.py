@@ -7,23 +7,21 @@ import pytest
 
 from arbiters.errors import NotFoundError
 from arbiters.evaluation.arbiter import EvaluationArbiter
-from arbiters.events import (
+from arbiters.events import ClockTicked, FeedbackGiven, ReplyGiven, Timings
+from arbiters.model_events import (
     CanaryStarted,
     CandidateHeld,
     CandidateRegistered,
     CandidateRejected,
-    ClockTicked,
     ComparisonFailed,
     ComparisonFinished,
     ComparisonRequested,
     DatasetExported,
     EvaluationFinished,
-    FeedbackGiven,
     ModelPromoted,
     ModelRolledBack,
     Observation,
     PromotionRequested,
-    ReplyGiven,
     RequestRefused,
     RollbackRequested,
     RoundFinished,
@@ -32,7 +30,6 @@ from arbiters.events import (
     SpecialistRegistered,
     SpecialistRetired,
     SpecialistUnwanted,
-    Timings,
     TrainingFinished,
 )
 from arbiters.records import ModelVersion

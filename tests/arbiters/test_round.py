@@ -4,7 +4,10 @@ from functools import partial
 
 from arbiters.auto_training_coordinator import AutoTrainingCoordinator
 from arbiters.evaluation.arbiter import EvaluationArbiter
-from arbiters.events import (
+from arbiters.kernel.arbiter import Arbiter, on
+from arbiters.kernel.bus import Publisher
+from arbiters.kernel.host import Host
+from arbiters.model_events import (
     ComparisonFinished,
     DatasetExported,
     Observation,
@@ -12,9 +15,6 @@ from arbiters.events import (
     RoundStarted,
     TrainingFinished,
 )
-from arbiters.kernel.arbiter import Arbiter, on
-from arbiters.kernel.bus import Publisher
-from arbiters.kernel.host import Host
 from arbiters.records import ModelVersion
 from arbiters.testing import (
     FakeClock,

@@ -6,17 +6,15 @@ from arbiters.events import (
     ChatMessage,
     ConversationDeleted,
     ConversationImported,
-    DatasetExported,
-    DatasetRefused,
     FactForgotten,
     FactStated,
     FeedbackGiven,
     MessageReceived,
     ReplyGiven,
-    RoundStarted,
     Timings,
 )
 from arbiters.kernel.bus import Publisher
+from arbiters.model_events import DatasetExported, DatasetRefused, RoundStarted
 from arbiters.testing import FakeClock, MemoryDatasetWriter, MemoryEventLog, SequentialIds, react
 from arbiters.training_data_exporter.arbiter import ExportRules, TrainingDataExporter
 from arbiters.training_data_exporter.examples import build, sides

@@ -3,7 +3,8 @@ import asyncio
 import pytest
 
 from arbiters.errors import CorruptError
-from arbiters.events import (
+from arbiters.kernel.host import Host
+from arbiters.model_events import (
     ComparisonFailed,
     ComparisonFinished,
     ComparisonRequested,
@@ -12,7 +13,6 @@ from arbiters.events import (
     TrainingProgressed,
     TrainingRequested,
 )
-from arbiters.kernel.host import Host
 from arbiters.testing import (
     FakeClock,
     FakeExaminer,

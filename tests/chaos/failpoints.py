@@ -15,17 +15,16 @@ import pytest
 
 from arbiters.envelope import Envelope
 from arbiters.errors import StorageFullError
-from arbiters.events import (
-    ChatMessage,
+from arbiters.events import ChatMessage, ConversationImported
+from arbiters.kernel import host
+from arbiters.kernel.arbiter import Arbiter
+from arbiters.model_events import (
     ComparisonFinished,
-    ConversationImported,
     Observation,
     RoundRequested,
     TrainingFinished,
     TrainingProgressed,
 )
-from arbiters.kernel import host
-from arbiters.kernel.arbiter import Arbiter
 from arbiters.training_data_exporter.arbiter import TrainingDataExporter
 from policies.evaluation import SUITES
 from soma_agents.runtime import assembly, local

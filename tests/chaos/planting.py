@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from arbiters.events import TrainingFinished
+from arbiters.model_events import TrainingFinished
 from soma_agents.evaluation import suites
 from soma_agents.evaluation.compare import compare
 from soma_agents.evaluation.request import Comparison

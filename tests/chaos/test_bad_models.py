@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from arbiters.events import (
+from arbiters.model_events import (
     ComparisonFailed,
     ComparisonFinished,
     ComparisonRequested,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from arbiters.events import ComparisonFailed, ComparisonFinished, ComparisonRequested
+from arbiters.model_events import ComparisonFailed, ComparisonFinished, ComparisonRequested
 from policies.evaluation import SUITES
 from policies.personality import DIMENSIONS
 from soma_agents.evaluation.compare import compare

@@ -13,11 +13,12 @@ from arbiters.errors import (
     StorageFullError,
     UnavailableError,
 )
-from arbiters.events import ConversationDeleted, FactForgotten, RoundRequested
+from arbiters.events import ConversationDeleted, FactForgotten
 from arbiters.kernel import host as kernel
 from arbiters.kernel.arbiter import Arbiter, on, query
 from arbiters.kernel.bus import Publisher
 from arbiters.kernel.host import Host
+from arbiters.model_events import RoundRequested
 from arbiters.testing import (
     FakeClock,
     Memory,

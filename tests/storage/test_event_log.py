@@ -60,7 +60,7 @@ class Deaf(Arbiter):
 
 
 async def test_an_idle_arbiter_writes_nothing_to_the_disk(log, tmp_path):
-    from arbiters.events import RoundRequested
+    from arbiters.model_events import RoundRequested
 
     database = await Database.open(tmp_path / "state.db", SqliteLedger.schema)
     parts = {"log": log, "ledger": SqliteLedger(database), "clock": FakeClock()}

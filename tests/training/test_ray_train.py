@@ -1,6 +1,6 @@
 import pytest
 
-from arbiters.events import TrainingFailed, TrainingFinished, TrainingRequested
+from arbiters.model_events import TrainingFailed, TrainingFinished, TrainingRequested
 from soma_agents.cluster.workshop import ClusterTrainer
 from soma_agents.training.job import store, train_here
 from soma_agents.training.request import Job

@@ -7,7 +7,7 @@ from contextlib import aclosing, suppress
 import psutil
 import pytest
 
-from arbiters.events import TrainingFailed, TrainingFinished, TrainingRequested
+from arbiters.model_events import TrainingFailed, TrainingFinished, TrainingRequested
 from soma_agents.language.lora import LoraAdapter, adapter_id
 from soma_agents.language.model import load_model
 from soma_agents.storage.files import verify_manifest

@@ -2,7 +2,7 @@
 
 import pytest
 
-from arbiters.events import CanaryStarted, RoundFinished, TrainingRequested
+from arbiters.model_events import CanaryStarted, RoundFinished, TrainingRequested
 from arbiters.records import ExperimentState, ModelVersion
 from soma_agents.runtime.assembly import _rules
 from soma_agents.storage.files import write_manifest
