@@ -2,7 +2,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arbiters.errors import InvalidError
@@ -307,6 +307,7 @@ def read_or_refuse(path):
         return str(error)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
 def test_any_file_is_read_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any"
@@ -331,6 +332,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(JSON)
 def test_any_json_is_read_or_refused(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "any.json"
