@@ -9,39 +9,32 @@ each part was worth.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from arbiters.errors import InvalidError
 from soma_agents.language.architecture import TransformerConfig
 from soma_agents.language.transformer import Transformer
-from soma_agents.pretraining.experts import BALANCE, Expert, mixed
-from soma_agents.pretraining.kernels import (
-    ROWS,
-    attention,
-    cross_entropy,
-    gated_unit,
-    norm,
-    rotated,
-    squared_relu,
-)
+from soma_agents.pretraining.block import Block, Turn
+from soma_agents.pretraining.experts import BALANCE
+from soma_agents.pretraining.kernels import ROWS, cross_entropy, norm
 from soma_agents.pretraining.objectives import Objectives
-from soma_agents.pretraining.recipe import Recipe, matrices_of, mlps
+from soma_agents.pretraining.recipe import Recipe, mlps
+from soma_agents.pretraining.sharding import held, put, shard, whole
 from soma_agents.pretraining.structure import Traits, places
 
 MATRICES = "matrices."
-"""Names of the weights that Muon takes begin so."""
+"""Names of the weights that Muon takes begin so (`Learner.named`)."""
+DRAWN = (MATRICES, "routers.")
+BLOCK = re.compile(r"^blocks\.(\d+)\.matrices\.")
 WRITING = re.compile("out$|down")
 """Names of those whose products are added to the stream."""
 
 LEVELS = (4, 2, 2)
 """Eighths of the slow half of a head's pairs that turn by words, sentences, paragraphs."""
-
-Turn = tuple[Tensor, Tensor]
 
 
 class Learner(nn.Module):
@@ -60,42 +53,57 @@ class Learner(nn.Module):
         self.dtype: torch.dtype = getattr(torch, recipe.precision)
         self._recipe = recipe
         self._traits = traits
+        self._leaves: dict[str, nn.Parameter] = {}
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
-        self.matrices = nn.ParameterDict(
-            {
-                f"{layer}-{name}": nn.Parameter(torch.empty(shape))
-                for layer in range(config.layers)
-                for name, shape in matrices_of(config).items()
-            }
-        )
+        self.blocks = nn.ModuleList(Block(recipe, layer) for layer in range(config.layers))
         self.routers = nn.ParameterList(
             nn.Parameter(torch.empty(config.experts, config.d_model))
             for _ in range(config.layers if config.experts else 0)
         )
-        if not self.embedding.is_meta:
-            self._draw(recipe.seed)
         self.features: nn.Parameter | None = None
         if recipe.features:
             columns = self._known().features.shape[1]
             self.features = nn.Parameter(torch.zeros(columns, config.d_model))
         self.objectives = Objectives(recipe) if recipe.objectives else None
-        self._work: dict[str, Tensor] = {}
+        if not self.embedding.is_meta:
+            self.draw(recipe.seed)
 
-    def _draw(self, seed: int) -> None:
-        """Embeddings from N(0, 0.02²), matrices uniform with variance 1/inputs.
+    @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        """Embeddings from N(0, 0.02²), matrices and routers uniform with variance 1/inputs.
 
-        Those that write to the stream are zero: each block begins as the identity. Routers are
-        drawn as the other matrices are.
+        Those that write to the stream are zero: each block begins as the identity. So is what
+        belongs to SOMA's own parts.
         """
         generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.embedding.normal_(0, 0.02, generator=generator)
-            for name, weight in [*self.matrices.items(), *self.routers.named_parameters()]:
-                if WRITING.search(name):
-                    weight.zero_()
-                else:
-                    reach = (3 / weight.shape[1]) ** 0.5
-                    weight.uniform_(-reach, reach, generator=generator)
+        named = self.named()
+        for name in sorted(named, key=_turn_of):
+            drawn = torch.zeros(named[name].shape)
+            if name == "embedding":
+                drawn.normal_(0, 0.02, generator=generator)
+            elif name.startswith(DRAWN) and not WRITING.search(name):
+                reach = (3 / drawn.shape[1]) ** 0.5
+                drawn.uniform_(-reach, reach, generator=generator)
+            put(named[name], drawn)
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """Every parameter by the name that it has in checkpoints."""
+        return {BLOCK.sub(rf"{MATRICES}\1-", name): p for name, p in self.named_parameters()}
+
+    def shard(self, workers: int) -> None:
+        """Part a learner that lies on the meta device among the workers of the process group."""
+        shard(self, [*self.blocks], self.dtype, workers)
+        self._leaves = {n: nn.Parameter(held(p.detach())) for n, p in self.named().items()}
+        self.draw(self._recipe.seed)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this worker holds only some rows of each parameter."""
+        return bool(self._leaves)
+
+    def held(self) -> dict[str, nn.Parameter]:
+        """What this worker holds of each parameter: all of it, or some rows in the same memory."""
+        return self._leaves or self.named()
 
     @property
     def size(self) -> int:
@@ -111,22 +119,31 @@ class Learner(nn.Module):
 
     def refresh(self) -> None:
         """Take the masters as they are now into the working copy; gradients become zero."""
-        for name, master in self.named_parameters():
+        if self.sharded:  # a pass gathers the masters as they are then
+            for parameter in (*self.parameters(), *self._leaves.values()):
+                parameter.grad = None
+            return
+        for master in self.parameters():
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
             else:
                 master.grad.zero_()
-            if name.startswith(MATRICES):
-                self._work[name] = master.detach().to(self.dtype).requires_grad_()
+        for block in self._blocks():
+            block.refresh(self.dtype)
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the working copy's gradients to the masters' in float32."""
-        for name, master in self.named_parameters():
-            leaf = self._work.get(name)
-            if leaf is not None and leaf.grad is not None and master.grad is not None:
-                master.grad += leaf.grad
-                leaf.grad = None
+        if self.sharded:
+            for name, parameter in self.named().items():
+                if parameter.grad is not None:
+                    self._leaves[name].grad = held(parameter.grad)
+            return
+        for block in self._blocks():
+            block.collect()
+
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", [*self.blocks])
 
     def loss(self, tokens: Tensor, learnt: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What to descend, and the sum of nats, of tokens (B, T + 1) behind the first of each row.
@@ -164,10 +181,8 @@ class Learner(nn.Module):
         total = torch.zeros(())
         for layer in range(self.config.layers):
             here = near if self.config.local(layer) else turn
-            if self._recipe.recompute and torch.is_grad_enabled():
-                x, imbalance = checkpoint(self._block, x, layer, here, use_reentrant=False)
-            else:
-                x, imbalance = self._block(x, layer, here)
+            router = self.routers[layer] if self.config.experts else None
+            x, imbalance = self.blocks[layer](x, here, router)
             total = total + imbalance
         return norm(x, self.config.norm_eps), total
 
@@ -191,45 +206,6 @@ class Learner(nn.Module):
             angles = torch.arange(tokens.shape[1], dtype=torch.float32)[None, :, None] * speeds
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
-    def _block(self, x: Tensor, layer: int, turn: Turn) -> tuple[Tensor, Tensor]:
-        """(B, T, C) → (B, T, C), and the imbalance of its experts, 0 without any."""
-        window = self.config.window if self.config.local(layer) else 0
-        x = x + self._attend(norm(x, self.config.norm_eps), layer, turn, window)
-        thought, imbalance = self._think(norm(x, self.config.norm_eps), layer)
-        return x + thought, imbalance
-
-    def _think(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        experts: list[Expert] = [
-            partial(self._mlp, layer=layer, sites=sites) for sites in mlps(self.config)
-        ]
-        if not self.config.experts:
-            return experts[0](x), torch.zeros(())
-        router, chosen = self.routers[layer], self.config.experts_per_token
-        y, imbalance = mixed(x.flatten(0, 1), router, experts, chosen)
-        return y.view(x.shape), imbalance
-
-    def _mlp(self, x: Tensor, layer: int, sites: tuple[str, str]) -> Tensor:
-        expand, contract = sites
-        activate = gated_unit if self.config.gated else squared_relu
-        return self._project(activate(self._project(x, layer, expand)), layer, contract)
-
-    def _attend(self, x: Tensor, layer: int, turn: Turn, window: int) -> Tensor:
-        B, T, _ = x.shape
-        H, G, D = self.config.heads, self.config.kv_heads, self.config.head_dim
-        heads = self._project(x, layer, "qkv").view(B, T, -1, D)
-        q, k = heads[:, :, :H], heads[:, :, H : H + G]
-        if self.config.head_norm:
-            q, k = norm(q, self.config.norm_eps), norm(k, self.config.norm_eps)
-        cos, sin = turn
-        q = rotated(q, cos * D**-0.5, sin * D**-0.5)  # attention wants its queries scaled
-        k = rotated(k, cos, sin)
-        v = heads[:, :, H + G :].transpose(1, 2).contiguous()
-        y = attention(q, k, v, window).transpose(1, 2).reshape(B, T, -1)
-        return self._project(y, layer, "out")
-
-    def _project(self, x: Tensor, layer: int, site: str) -> Tensor:
-        return F.linear(x, self._work[f"{MATRICES}{layer}-{site}"])
-
     # --- what comes of it ------------------------------------------------------------------
 
     @torch.no_grad()
@@ -243,8 +219,10 @@ class Learner(nn.Module):
         return torch.cat(nats).view(targets.shape)
 
     @torch.no_grad()
-    def exported(self) -> dict[str, Tensor]:
-        """The weights as `Transformer.state_dict` names them, without a tied head.
+    def exported(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights as `Transformer.state_dict` names them, without a tied head, one by one.
+
+        Of a parted learner every worker must go through all of them.
 
         Raises:
             InvalidError: serving knows nothing of hierarchy-aware rotations.
@@ -252,29 +230,31 @@ class Learner(nn.Module):
         if self._recipe.hierarchy:
             raise InvalidError("a model with hierarchy = True cannot be served; learn it without")
         ones = torch.ones(self.config.d_model)
-        weights = {"embedding.weight": self.table().detach(), "norm.weight": ones}
+        yield "norm.weight", ones
+        table = whole(self.embedding)
+        if self.features is not None:
+            table = torch.addmm(table, self._known().features, whole(self.features))
+        yield "embedding.weight", table
         for layer in range(self.config.layers):
             stem = f"blocks.{layer}"
-            weights |= {f"{stem}.attention_norm.weight": ones, f"{stem}.mlp_norm.weight": ones}
+            yield f"{stem}.attention_norm.weight", ones
+            yield f"{stem}.mlp_norm.weight", ones
             if self.config.head_norm:
-                names = (f"{stem}.query_norm.weight", f"{stem}.key_norm.weight")
-                weights |= dict.fromkeys(names, torch.ones(self.config.head_dim))
-            weights |= {f"{stem}.{name}": weight for name, weight in self._served(layer).items()}
-        return weights
+                for name in ("query_norm", "key_norm"):
+                    yield f"{stem}.{name}.weight", torch.ones(self.config.head_dim)
+            for name, weight in self._served(layer):
+                yield f"{stem}.{name}", weight
 
-    def _served(self, layer: int) -> dict[str, Tensor]:
+    def _served(self, layer: int) -> Iterator[tuple[str, Tensor]]:
         """A block's matrices as serving has them: experts above each other."""
-        served = {
-            f"{site}.weight": self.matrices[f"{layer}-{site}"].detach()
-            for site in self.config.sites
-        }
+        matrices = self._blocks()[layer].matrices
+        for site in self.config.sites:
+            yield f"{site}.weight", whole(matrices[site])
         if not self.config.experts:
-            return served
-        served["mixture.router.weight"] = self.routers[layer].detach()
+            return
+        yield "mixture.router.weight", whole(self.routers[layer])
         for name, sites in self._stacked():
-            parts = [self.matrices[f"{layer}-{site}"].detach() for site in sites]
-            served[f"mixture.{name}.weight"] = torch.cat(parts)
-        return served
+            yield f"mixture.{name}.weight", torch.cat([whole(matrices[site]) for site in sites])
 
     def _stacked(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Name of each of a mixture's matrices where it is served → those that it is put together of."""
@@ -293,25 +273,31 @@ class Learner(nn.Module):
                     f"{name!r} has scales of its own: only a model that `soma pretrain` made "
                     "can be gone on with"
                 )
-        self.embedding.copy_(weights["embedding.weight"])
+        put(self.embedding, weights["embedding.weight"])
         for layer in range(self.config.layers):
             self._take(layer, weights, f"blocks.{layer}")
 
     def _take(self, layer: int, weights: Mapping[str, Tensor], stem: str) -> None:
+        matrices = self._blocks()[layer].matrices
         for site in self.config.sites:
-            self.matrices[f"{layer}-{site}"].copy_(weights[f"{stem}.{site}.weight"])
+            put(matrices[site], weights[f"{stem}.{site}.weight"])
         if not self.config.experts:
             return
-        self.routers[layer].copy_(weights[f"{stem}.mixture.router.weight"])
+        put(self.routers[layer], weights[f"{stem}.mixture.router.weight"])
         for name, sites in self._stacked():
             parts = weights[f"{stem}.mixture.{name}.weight"].chunk(len(sites))
             for site, part in zip(sites, parts, strict=True):
-                self.matrices[f"{layer}-{site}"].copy_(part)
+                put(matrices[site], part)
 
     def transformer(self, dtype: torch.dtype = torch.float32) -> Transformer:
         """The same model as serving knows it."""
-        weights: Mapping[str, Tensor] = self.exported()
-        return Transformer.from_weights(self.config, {n: w.to(dtype) for n, w in weights.items()})
+        weights = {name: weight.to(dtype) for name, weight in self.exported()}
+        return Transformer.from_weights(self.config, weights)
+
+
+def _turn_of(name: str) -> str:
+    """What a seed's numbers are given to one after another: matrices as their names are sorted."""
+    return name if name.startswith(MATRICES) else name.partition(".")[0]
 
 
 def _require_learnable(config: TransformerConfig) -> None:

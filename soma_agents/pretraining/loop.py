@@ -8,7 +8,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -92,20 +93,27 @@ def fit(
     on_progress: Callable[[Progress], None] = lambda _: None,
     max_seconds: float = math.inf,
     workers: Workers | None = None,
+    sharded: bool = False,
     start: Mapping[str, Tensor] | None = None,
     origin: str = "",
 ) -> Outcome:
     """Learn from the start, or go on from the newest checkpoint in `directory`.
 
     `start` are weights to begin with, named as `Learner.exported` names them; `origin` is the id
-    of the model that they are of.
+    of the model that they are of. With `sharded` each worker holds a part of the model only.
 
     Raises:
         DivergedError: the loss or a gradient is NaN or infinite.
         InvalidError: the corpus is smaller than a batch, or its tokens are another vocabulary's.
     """
     run = Run(
-        recipe, packed, traits, directory=directory, workers=workers or Alone(), origin=origin
+        recipe,
+        packed,
+        traits,
+        directory=directory,
+        workers=workers or Alone(),
+        sharded=sharded,
+        origin=origin,
     )
     if not run.resume() and start is not None:
         run.begin_with(start)
@@ -123,6 +131,7 @@ class Run:
         *,
         directory: Path,
         workers: Workers,
+        sharded: bool = False,
         origin: str = "",
     ) -> None:
         rows = rows_of(packed.train, recipe.row)
@@ -148,7 +157,11 @@ class Run:
         self._directory = directory
         self._order = Order(rows, seed=recipe.seed)
         self._every = max(1, math.ceil(recipe.steps / max(1, recipe.evaluations)))
-        self.learner = Learner(recipe, traits)
+        with torch.device("meta") if sharded else nullcontext():
+            self.learner = Learner(recipe, traits)
+        if sharded:
+            self.learner.shard(workers.count)
+        self._held = self.learner.held()
         self._optimisers = Optimisers(self.learner, recipe, workers)
         self._state = _State(scale=first_scale(recipe.precision).factor)
         self._whole = True
@@ -156,7 +169,10 @@ class Run:
         self._best: dict[str, Tensor] = {}
         facts = json.dumps([recipe.facts(), packed.identity, origin], sort_keys=True)
         self._checkpoints = Shards(
-            directory / "checkpoints", hashlib.sha256(facts.encode()).hexdigest(), workers
+            directory / "checkpoints",
+            hashlib.sha256(facts.encode()).hexdigest(),
+            workers,
+            sharded=sharded,
         )
         self._saved_at = self._resumed_at = time.perf_counter()
         self._seconds_before = self._speed = 0.0
@@ -175,7 +191,7 @@ class Run:
         self._seconds_before = self._state.seconds
         tensors = found.tensors
         with torch.no_grad():
-            for name, parameter in self.learner.named_parameters():
+            for name, parameter in self._held.items():
                 parameter.copy_(tensors[f"now/{name}"])
                 if f"best/{name}" in tensors:
                     self._best[name] = tensors[f"best/{name}"]
@@ -225,9 +241,7 @@ class Run:
         recipe, step = self._recipe, self._state.step
         rows = self._order.take(step * recipe.rows, recipe.rows)
         loss = self._gradients(rows)
-        parameters = list(self.learner.parameters())
-        self._workers.sum([*(p.grad for p in parameters if p.grad is not None), loss])
-        norm = self._norm(parameters)
+        norm = self._norm()
         scale = Scale(self._state.scale, self._state.scaled)
         if math.isfinite(loss) and not math.isfinite(norm) and (less := scale.overflown()):
             scale, rate = less, 0.0
@@ -258,21 +272,37 @@ class Run:
         )
 
     def _gradients(self, rows: list[int]) -> Tensor:
-        """Mean nats a learnt token of the whole step, this worker's share of it."""
+        """Mean nats a learnt token of the whole step; its gradients lie with what is held."""
         recipe, heard = self._recipe, self._packed.heard
-        mine = rows[self._workers.rank :: self._workers.count]
         wanted = self._wanted(heard, rows)
         count = recipe.rows * recipe.row if wanted is None else max(1, int(wanted.sum()))
         total = torch.zeros(())
         self.learner.refresh()
-        for start in range(0, len(mine), recipe.micro_rows):
-            some = mine[start : start + recipe.micro_rows]
+        for some, part in self._micro_batches(rows):
             tokens = self._tokens(self._packed.train, some)
             loss, nats = self.learner.loss(tokens, self._wanted(heard, some))
-            (loss * self._state.scale / count).backward()
+            (loss * (part * self._state.scale / count)).backward()
             self.learner.collect()
-            total += nats / count
+            total += part * nats / count
+        added = [] if self.learner.sharded else self._slopes()  # else they have been, on the way
+        self._workers.sum([*added, total])
         return total
+
+    def _micro_batches(self, rows: list[int]) -> Iterator[tuple[list[int], float]]:
+        """This worker's share of the rows, some at a time, and what they count: 1, or 0.
+
+        Workers that hold the model together go through it equally often; who has no rows left
+        takes one that counts for nothing.
+        """
+        recipe, count = self._recipe, self._workers.count
+        mine = rows[self._workers.rank :: count]
+        most = len(rows[::count]) if self.learner.sharded else len(mine)
+        for start in range(0, most, recipe.micro_rows):
+            some = mine[start : start + recipe.micro_rows]
+            yield (some, 1.0) if some else (rows[:1], 0.0)
+
+    def _slopes(self) -> list[Tensor]:
+        return [p.grad for p in self._held.values() if p.grad is not None]
 
     def _wanted(self, heard: Edges, rows: list[int]) -> Tensor | None:
         """(B, T) whether the tokens behind those of these rows are to be learnt; None: all are."""
@@ -280,13 +310,19 @@ class Run:
             return None
         return torch.from_numpy(learnt(heard, rows, self._recipe.row))
 
-    def _norm(self, parameters: list[torch.nn.Parameter]) -> float:
+    def _norm(self) -> float:
         """The gradients' norm before they are clipped, once they are scaled down."""
+        slopes = self._slopes()
         if (scale := self._state.scale) != 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad /= scale
-        return float(torch.nn.utils.clip_grad_norm_(parameters, self._recipe.clip))
+            for slope in slopes:
+                slope /= scale
+        norm = torch.nn.utils.get_total_norm(slopes)
+        if self.learner.sharded:
+            squares = norm.square()
+            self._workers.sum([squares])
+            norm = squares.sqrt()
+        torch.nn.utils.clip_grads_with_norm_(self._held.values(), self._recipe.clip, norm)
+        return float(norm)
 
     def _check(self, loss: float, norm: float, rows: list[int]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -323,7 +359,7 @@ class Run:
             return bits
         if bits < self._state.best:
             self._state = replace(self._state, best=bits, worse=0)
-            self._best = {n: p.detach().clone() for n, p in self.learner.named_parameters()}
+            self._best = {n: p.detach().clone() for n, p in self._held.items()}
         else:
             self._state = replace(self._state, worse=self._state.worse + 1)
         return bits
@@ -354,15 +390,15 @@ class Run:
         if not self._state.step:
             return
         own = {f"state/{n}": t for n, t in self._optimisers.state().items()}
-        whole = {f"now/{n}": p.detach() for n, p in self.learner.named_parameters()}
-        whole |= {f"best/{n}": p for n, p in self._best.items()}
-        self._checkpoints.save(asdict(self._state), own, whole)
+        weights = {f"now/{n}": p.detach() for n, p in self._held.items()}
+        weights |= {f"best/{n}": p for n, p in self._best.items()}
+        self._checkpoints.save(asdict(self._state), own, weights)
 
     def finish(self, ended: Ended) -> Outcome:
         """The weights that were best on held-out text, and how they were found."""
         if self._best:
             with torch.no_grad():
-                for name, parameter in self.learner.named_parameters():
+                for name, parameter in self._held.items():
                     parameter.copy_(self._best[name])
         return Outcome(
             learner=self.learner,

@@ -2,17 +2,19 @@
 
 Of several workers each keeps the state of some parameters, takes their steps and gives them to
 the others: the optimiser's memory is parted as in ZeRO's first stage (arXiv:1910.02054), by whole
-parameters, since Muon needs a matrix whole.
+parameters, since Muon needs a matrix whole. Where parameters are parted by rows (`sharding`), each
+keeps the state of its rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from soma_agents.pretraining.learner import MATRICES, Learner
 from soma_agents.pretraining.recipe import Recipe
+from soma_agents.pretraining.sharding import ShardedMuon
 from soma_agents.training.loop import Workers
 from soma_agents.training.schedules import share
 
@@ -37,29 +39,24 @@ class Optimisers:
 
     def __init__(self, learner: Learner, recipe: Recipe, workers: Workers) -> None:
         self._workers = workers
-        self._parameters = list(learner.parameters())
-        self._owners = owners([p.numel() for p in self._parameters], workers.count)
+        held = learner.held()
+        self._parameters = list(held.values())
+        self._owners = [workers.rank] * len(held)
+        if not learner.sharded:
+            self._owners = owners([p.numel() for p in self._parameters], workers.count)
         named = {
             name: parameter
-            for (name, parameter), owner in zip(
-                learner.named_parameters(), self._owners, strict=True
-            )
+            for (name, parameter), owner in zip(held.items(), self._owners, strict=True)
             if owner == workers.rank
         }
         matrices = {n: p for n, p in named.items() if n.startswith(MATRICES)}
         others = {n: p for n, p in named.items() if n not in matrices}
         self._recipe = recipe
+        self._sharded = learner.sharded
         self._names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self._all: list[tuple[Optimizer, float]] = []
         if matrices:
-            muon = torch.optim.Muon(
-                matrices.values(),
-                lr=recipe.matrix_rate,
-                momentum=recipe.momentum,
-                ns_steps=NEWTON_SCHULZ,
-                weight_decay=recipe.decay,
-            )
-            self._all.append((muon, recipe.matrix_rate))
+            self._all.append((self._muon(matrices, learner), recipe.matrix_rate))
         if others:
             adam = torch.optim.AdamW(
                 others.values(),
@@ -70,6 +67,23 @@ class Optimisers:
                 fused=True,
             )
             self._all.append((adam, recipe.embedding_rate))
+
+    def _muon(self, matrices: Mapping[str, nn.Parameter], learner: Learner) -> Optimizer:
+        recipe = self._recipe
+        settings = {
+            "lr": recipe.matrix_rate,
+            "momentum": recipe.momentum,
+            "ns_steps": NEWTON_SCHULZ,
+            "weight_decay": recipe.decay,
+        }
+        if not self._sharded:
+            return torch.optim.Muon(matrices.values(), **settings)
+        shapes = {name: parameter.shape for name, parameter in learner.named().items()}
+        # Those that are stepped together are of like size.
+        order = sorted(matrices, key=lambda name: shapes[name].numel())
+        return ShardedMuon(
+            [(matrices[name], shapes[name][0]) for name in order], self._workers, **settings
+        )
 
     def step(self, step: int) -> float:
         """Take optimiser step `step` (from 0); the share of the peak rates that it took."""
@@ -86,7 +100,8 @@ class Optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = peak * part
             optimiser.step()
-        self._workers.share(self._parameters, self._owners)
+        if not self._sharded:
+            self._workers.share(self._parameters, self._owners)
         return part
 
     def state(self) -> dict[str, Tensor]:

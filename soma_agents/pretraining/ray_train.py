@@ -1,8 +1,8 @@
 """The same loop on several workers of Ray Train, each of which learns from its share of the rows.
 
 Data-parallel: every worker has the whole model, gradients are added up over gloo; each has the
-optimiser's state of its part of the parameters, and its part of the checkpoints. The first one
-leaves curve and model in the run's folder, which all of them must see.
+optimiser's state of its part of the parameters, and its part of the checkpoints. Sharded, each has
+its rows of the parameters, too, and no more. The first one leaves curve and model in the run's folder, which all of them must see.
 """
 
 import json
@@ -35,6 +35,7 @@ def pretrain_with_ray(
     directory: Path,
     *,
     workers: int,
+    sharded: bool = False,
     threads: int = 1,
     hooks: Hooks | None = None,
     max_seconds: float = math.inf,
@@ -57,6 +58,7 @@ def pretrain_with_ray(
         "recipe": json.dumps(recipe.facts()),
         "directory": str(directory),
         "max_seconds": max_seconds,
+        "sharded": sharded,
     }
     trainer = ray.train.torch.TorchTrainer(
         work,
@@ -127,6 +129,7 @@ def work(config: dict[str, Any]) -> None:
             hooks=Hooks(),
             max_seconds=config["max_seconds"],
             workers=workers,
+            sharded=config["sharded"],
         )
     except SomaError as error:  # all of them find the same; to try again would not help
         if workers.rank == 0:

@@ -102,6 +102,7 @@ def learn(
     hooks: Hooks,
     max_seconds: float = math.inf,
     workers: Workers | None = None,
+    sharded: bool = False,
 ) -> Pretrained:
     """The rest of a run that is prepared; of several workers the first leaves the model."""
     vocabulary = vocabulary_of(sources, recipe, directory)
@@ -115,9 +116,12 @@ def learn(
         on_progress=_recorder(directory / METRICS, hooks.on_progress) if first else lambda _: None,
         max_seconds=max_seconds,
         workers=workers,
+        sharded=sharded,
         start=None if sources.base is None else load_weights(sources.base)[1],
         origin="" if sources.base is None else base_id(sources.base),
     )
+    # Of a parted model every worker brings its rows of each weight, and only the first keeps them.
+    weights = {n: w.bfloat16() for n, w in outcome.learner.exported() if first}
     if not first:
         return Pretrained(directory / MODEL, outcome, parameters(recipe.model))
     lineage = {
@@ -127,7 +131,7 @@ def learn(
     model = save_model(
         directory / MODEL,
         recipe.model,
-        outcome.learner.exported(),
+        weights,
         vocabulary,
         lineage,
         card=Card(system=sources.system),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from arbiters.errors import CorruptError
@@ -35,6 +35,32 @@ class Checkpoint:
 
     state: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of a file, of which only what is asked for is read."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = safe_open(file, "pt")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def length(self, name: str) -> int | None:
+        """How many rows a tensor has; None of a single number."""
+        shape = self._file.get_slice(name).get_shape()
+        return shape[0] if shape else None
+
+    def rows(self, name: str, which: slice) -> Tensor:
+        """Some rows of a tensor."""
+        return self._file.get_slice(name)[which.start : which.stop]
 
 
 class Checkpoints:
@@ -86,6 +112,6 @@ class Checkpoints:
         if verify_manifest(path).get("run") != self._run:
             raise CorruptError(f"{path} belongs to a run with other material or settings")
         try:
-            return Checkpoint(json.loads((path / STATE).read_text()), load_file(path / TENSORS))
+            return Checkpoint(json.loads((path / STATE).read_text()), Tensors(path / TENSORS))
         except (OSError, ValueError, SafetensorError) as error:
             raise CorruptError(f"{path} cannot be read: {error}") from error

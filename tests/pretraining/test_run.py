@@ -96,7 +96,7 @@ def test_a_mixture_of_experts_learns_and_is_served_as_it_was_learnt(
     served = load_model(str(made.model), dtype=torch.float32).transformer
     tokens = torch.arange(33)[None] * 7 % 300
     learner = made.outcome.learner
-    learner.take({n: w.bfloat16().float() for n, w in learner.exported().items()})  # as in the file
+    learner.take({n: w.bfloat16().float() for n, w in learner.exported()})  # as in the file
     learner.refresh()
     logits = served(tokens[:, :-1]).transpose(1, 2)
     nats = torch.nn.functional.cross_entropy(logits, tokens[:, 1:], reduction="none")

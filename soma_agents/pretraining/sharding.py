@@ -1,0 +1,148 @@
+"""A learner whose parameters, gradients and optimiser state are parted among workers, by rows.
+
+torch's FSDP2 (`fully_shard`, arXiv:2304.11277) gathers a block's rows when it is to compute, drops
+them behind it and adds up gradients to the worker whose rows they are of. What lies between two
+steps, here, is plain tensors: the rows that a worker holds.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from soma_agents.training.loop import Workers
+
+
+def shard(
+    learner: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype, workers: int
+) -> None:
+    """Part a learner without memory of its own, which gets room for this worker's rows.
+
+    Blocks compute in `dtype`, all else in float32; gradients are added up in float32.
+    """
+    mesh = init_device_mesh("cpu", (workers,))
+    short = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=short)
+    # What is not resharded after a pass without a way back would be computed with again, as it was.
+    fully_shard(learner, mesh=mesh, reshard_after_forward=True)
+    for module in (learner, *blocks):
+        assert isinstance(module, FSDPModule)  # noqa: S101 — `fully_shard` made it one
+        module.set_gradient_divide_factor(1.0)  # a sum, as of the other workers
+        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    for method in ("loss", "nats"):
+        register_fsdp_forward_method(learner, method)
+    learner.to_empty(device="cpu")
+
+
+def rows(length: int, rank: int, workers: int) -> slice:
+    """Which of a tensor's rows a worker holds: as many as the others, the last ones fewer or none."""
+    size = -(-length // workers)
+    return slice(min(length, rank * size), min(length, (rank + 1) * size))
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this worker holds of a tensor: its rows of a parted one, the whole of another."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows; of a parted tensor every worker must ask for them together."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def put(parameter: Tensor, value: Tensor) -> None:
+    """Set what this worker holds of a parameter to its rows of a whole `value`."""
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        value = value[rows(len(value), mesh.get_local_rank(), mesh.size())]
+    held(parameter).copy_(value)
+
+
+class ShardedMuon(torch.optim.Optimizer):
+    """torch's Muon for matrices of which each worker holds rows.
+
+    Momentum stays where the rows are. A step wants a matrix whole: each worker is sent one at a
+    time, orthogonalises it and gives every other its rows of the step.
+    """
+
+    def __init__(  # noqa: PLR0913 — Muon's settings
+        self,
+        parts: Iterable[tuple[Tensor, int]],
+        workers: Workers,
+        *,
+        lr: float,
+        momentum: float,
+        ns_steps: int,
+        weight_decay: float,
+    ) -> None:
+        """`parts` are what this worker holds of each matrix, with the rows that the whole has."""
+        super().__init__(
+            [{"params": [part], "rows": count} for part, count in parts],
+            {"lr": lr, "momentum": momentum, "ns_steps": ns_steps, "weight_decay": weight_decay},
+        )
+        self._workers = workers
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step of every matrix, of as many at a time as there are workers."""
+        del closure
+        together = self._workers.count
+        for start in range(0, len(self.param_groups), together):
+            self._step(self.param_groups[start : start + together])
+
+    def _step(self, groups: list[dict[str, Any]]) -> None:
+        """One of the matrices for each worker, or none for the last ones."""
+        rank, count = self._workers.rank, self._workers.count
+        moved = [self._moved(group) for group in groups]
+        there = [part.numel() for part in moved] + [0] * (count - len(groups))
+        here = [0] * count
+        if rank < len(groups):
+            width, length = moved[rank].shape[1], groups[rank]["rows"]
+            parts = [rows(length, worker, count) for worker in range(count)]
+            here = [(part.stop - part.start) * width for part in parts]
+        matrix = _exchanged(torch.cat([part.flatten() for part in moved]), there, here)
+        if rank < len(groups):
+            matrix = _stepped(matrix.view(-1, moved[rank].shape[1]), groups[rank])
+        steps = _exchanged(matrix.flatten(), here, there).split(there)
+        for group, step in zip(groups, steps, strict=False):
+            (part,) = group["params"]
+            part.mul_(1 - group["lr"] * group["weight_decay"]).add_(step.view_as(part))
+
+    def _moved(self, group: dict[str, Any]) -> Tensor:
+        """The gradient's rows with Nesterov's momentum."""
+        (part,) = group["params"]
+        state = self.state[part]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(part)
+        momentum = state["momentum_buffer"].lerp_(part.grad, 1 - group["momentum"])
+        return part.grad.lerp(momentum, group["momentum"])
+
+
+def _exchanged(sent: Tensor, there: list[int], here: list[int]) -> Tensor:
+    """What the workers send each other: `there` numbers to each, `here` from each."""
+    received = sent.new_empty(sum(here))
+    torch.distributed.all_to_all_single(received, sent, here, there)
+    return received
+
+
+def _stepped(gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    """Where torch's Muon, without a momentum, gets from zero."""
+    matrix = nn.Parameter(torch.zeros_like(gradient))
+    matrix.grad = gradient
+    settings = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    torch.optim.Muon([matrix], lr=group["lr"], ns_steps=group["ns_steps"], **settings).step()  # pyright: ignore[reportArgumentType]
+    return matrix.detach()
