@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 import os
-import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -51,6 +50,9 @@ Recompute = Annotated[
 Precision = Annotated[str | None, typer.Option("--precision", help="bfloat16, float16 or float32.")]
 Minutes = Annotated[float, typer.Option("--minutes", help="Stop then; called again, go on.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes, by Ray Train.")]
+Shard = Annotated[
+    bool, typer.Option("--shard", help="Each worker holds a part of the model only (FSDP2).")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of weights and order.")]
 
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
@@ -91,6 +93,7 @@ def pretrain(
     minutes: Minutes = math.inf,
     seed: Seed = None,
     workers: Workers = 1,
+    shard: Shard = False,
     json: Json = False,
 ) -> None:
     """Learn a vocabulary and a model from a corpus; interrupted, the same command goes on."""
@@ -109,11 +112,12 @@ def pretrain(
         precision=precision,
         seed=seed,
     )
-    planned = planning.require(recipe)
+    crew = _crew(workers, shard)
+    planned = planning.require(recipe, crew=crew)
     shown: AbstractContextManager[Any] = nullcontext(run.Hooks()) if json else _Bar()
     sources = run.Sources(corpus, held_out, tokenizer, base, _system(base, system))
     with shown as hooks:
-        made = _learn(sources, recipe, out.absolute(), workers, hooks, minutes * 60)
+        made = _learn(sources, recipe, out.absolute(), crew, hooks, minutes * 60)
     told = _told(made, planned)
     if json:
         print_json(told)
@@ -130,32 +134,42 @@ def pretrain(
     )
 
 
-def _learn(
-    sources: Any, recipe: Any, out: Path, workers: int, hooks: Any, max_seconds: float
-) -> Path:
+def _learn(sources: Any, recipe: Any, out: Path, crew: Any, hooks: Any, max_seconds: float) -> Path:
     """The run in this process, or on workers of a Ray of its own; the model's file."""
     from soma_agents.pretraining import run
 
-    if workers == 1:
+    if crew.workers == 1:
         return run.pretrain(sources, recipe, out, hooks=hooks, max_seconds=max_seconds).model
     import ray
 
     from soma_agents.pretraining.ray_train import pretrain_with_ray
 
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, (os.cpu_count() or 1) // crew.workers)
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         return pretrain_with_ray(
             sources,
             recipe,
             out,
-            workers=workers,
+            workers=crew.workers,
+            sharded=crew.sharded,
             threads=threads,
             hooks=hooks,
             max_seconds=max_seconds,
         )
     finally:
         ray.shutdown()
+
+
+def _crew(workers: int, shard: bool) -> Any:
+    """The workers of a run; those of a Ray that is named lie on machines of their own."""
+    from soma_agents.pretraining.planning import Crew
+
+    if shard and workers == 1:
+        raise InvalidError(
+            "--shard parts the model among workers; add --workers 2 or more, or leave it out"
+        )
+    return Crew(workers, 1 if "RAY_ADDRESS" in os.environ else workers, shard)
 
 
 def _told(model: Path, planned: Any) -> dict[str, Any]:
@@ -171,7 +185,7 @@ def _told(model: Path, planned: Any) -> dict[str, Any]:
         **{name: facts[name] for name in kept},
         "seconds": round(facts["seconds"], 1),
         "planned_seconds": round(planned.seconds, 1),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": facts["peak_bytes"],
         "planned_bytes": planned.memory,
         "train_loss": round(facts["train_loss"], 4),
     }
@@ -227,6 +241,8 @@ def plan(
     row: Row = None,
     micro_rows: MicroRows = None,
     recompute: Recompute = None,
+    workers: Workers = 1,
+    shard: Shard = False,
     json: Json = False,
 ) -> None:
     """Say what a run would take on this machine; fail if that cannot fit."""
@@ -241,21 +257,23 @@ def plan(
         micro_rows=micro_rows,
         recompute=recompute,
     )
-    found = planning.plan(recipe)
+    crew = _crew(workers, shard)
+    found = planning.plan(recipe, crew=crew)
     if json:
         print_json(asdict(found) | {"fits": found.fits})
     else:
         print_table((recipe.name, ""), _rows(found))
-    planning.require(recipe)
+    planning.require(recipe, crew=crew)
 
 
 def _rows(found: Any) -> list[tuple[str, str]]:
     """A plan, line by line."""
+    each = f", of each of {found.here} workers" if found.here > 1 else ""
     return [
         ("parameters", f"{found.parameters:,}"),
         ("a token meets", f"{found.active:,}"),
         ("tokens", f"{found.tokens:,} in {found.steps:,} steps"),
-        ("memory", f"{found.memory / 2**30:.2f} GiB of {found.free / 2**30:.2f} GiB free"),
+        ("memory", f"{found.memory / 2**30:.2f} GiB of {found.free / 2**30:.2f} GiB free{each}"),
         ("weights, gradients", f"{found.weights / 2**30:.2f} GiB"),
         ("optimiser", f"{found.optimiser / 2**30:.2f} GiB"),
         ("activations", f"{found.activations / 2**30:.2f} GiB"),

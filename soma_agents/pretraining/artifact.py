@@ -1,6 +1,6 @@
 """What a run leaves: a `.sou` file with weights, sizes, vocabulary and lineage."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -43,16 +43,31 @@ def save_model(
     return path
 
 
-def load_weights(path: Path) -> tuple[TransformerConfig, dict[str, Tensor], Vocabulary]:
-    """Sizes, weights in float32 and vocabulary of a `.sou` file, to go on learning with.
+class StoredWeights(Mapping[str, Tensor]):
+    """The weights of a `.sou` file in float32, each read when it is asked for."""
+
+    def __init__(self, checkpoint: SouCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        self._names = weight_shapes(checkpoint.config)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._checkpoint.tensor(name, torch.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def load_weights(path: Path) -> tuple[TransformerConfig, StoredWeights, Vocabulary]:
+    """Sizes, weights and vocabulary of a `.sou` file, to go on learning with.
 
     Raises:
         NotFoundError, InvalidError, CorruptError: as `SouCheckpoint` says.
     """
     checkpoint = SouCheckpoint(path)
-    try:
-        names = weight_shapes(checkpoint.config)
-        weights = {name: checkpoint.tensor(name, torch.float32).clone() for name in names}
-        return checkpoint.config, weights, Vocabulary(checkpoint.file.text("tokenizer"))
-    finally:
-        checkpoint.close()
+    vocabulary = Vocabulary(checkpoint.file.text("tokenizer"))
+    return checkpoint.config, StoredWeights(checkpoint), vocabulary

@@ -267,8 +267,8 @@ class Learner(nn.Module):
         Raises:
             InvalidError: norms have scales, which nothing here could learn or keep.
         """
-        for name, weight in weights.items():
-            if "norm" in name and not torch.all(weight == 1):
+        for name in weights:
+            if "norm" in name and not torch.all(weights[name] == 1):
                 raise InvalidError(
                     f"{name!r} has scales of its own: only a model that `soma pretrain` made "
                     "can be gone on with"

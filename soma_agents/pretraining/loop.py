@@ -241,7 +241,7 @@ class Run:
         recipe, step = self._recipe, self._state.step
         rows = self._order.take(step * recipe.rows, recipe.rows)
         loss = self._gradients(rows)
-        norm = self._norm()
+        norm = self._optimisers.clip(self._state.scale)
         scale = Scale(self._state.scale, self._state.scaled)
         if math.isfinite(loss) and not math.isfinite(norm) and (less := scale.overflown()):
             scale, rate = less, 0.0
@@ -284,8 +284,9 @@ class Run:
             (loss * (part * self._state.scale / count)).backward()
             self.learner.collect()
             total += part * nats / count
-        added = [] if self.learner.sharded else self._slopes()  # else they have been, on the way
-        self._workers.sum([*added, total])
+        slopes = [p.grad for p in self._held.values() if p.grad is not None]
+        # Those of a parted model have been added up on the way back.
+        self._workers.sum([total] if self.learner.sharded else [*slopes, total])
         return total
 
     def _micro_batches(self, rows: list[int]) -> Iterator[tuple[list[int], float]]:
@@ -301,28 +302,11 @@ class Run:
             some = mine[start : start + recipe.micro_rows]
             yield (some, 1.0) if some else (rows[:1], 0.0)
 
-    def _slopes(self) -> list[Tensor]:
-        return [p.grad for p in self._held.values() if p.grad is not None]
-
     def _wanted(self, heard: Edges, rows: list[int]) -> Tensor | None:
         """(B, T) whether the tokens behind those of these rows are to be learnt; None: all are."""
         if not self._recipe.replies_only:
             return None
         return torch.from_numpy(learnt(heard, rows, self._recipe.row))
-
-    def _norm(self) -> float:
-        """The gradients' norm before they are clipped, once they are scaled down."""
-        slopes = self._slopes()
-        if (scale := self._state.scale) != 1:
-            for slope in slopes:
-                slope /= scale
-        norm = torch.nn.utils.get_total_norm(slopes)
-        if self.learner.sharded:
-            squares = norm.square()
-            self._workers.sum([squares])
-            norm = squares.sqrt()
-        torch.nn.utils.clip_grads_with_norm_(self._held.values(), self._recipe.clip, norm)
-        return float(norm)
 
     def _check(self, loss: float, norm: float, rows: list[int]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -380,6 +364,9 @@ class Run:
                 seen = seen * wanted
             total[0] += nats[seen > 0].sum()  # marks between documents stand for no bytes
             total[1] += seen.sum()
+        self._workers.share(
+            [total], [0]
+        )  # processors differ in the last digits, decisions must not
         return float(total[0] / total[1] / math.log(2)) if total[1] else math.nan
 
     # --- teardown --------------------------------------------------------------------------

@@ -85,6 +85,20 @@ class Optimisers:
             [(matrices[name], shapes[name][0]) for name in order], self._workers, **settings
         )
 
+    def clip(self, scale: float) -> float:
+        """Scale the gradients down and clip them; their norm in between."""
+        slopes = [p.grad for p in self._parameters if p.grad is not None]
+        if scale != 1:
+            for slope in slopes:
+                slope.div_(scale)
+        norm = torch.nn.utils.get_total_norm(slopes)
+        if self._sharded:
+            squares = norm.square()
+            self._workers.sum([squares])
+            norm = squares.sqrt()
+        torch.nn.utils.clip_grads_with_norm_(self._parameters, self._recipe.clip, norm)
+        return float(norm)
+
     def step(self, step: int) -> float:
         """Take optimiser step `step` (from 0); the share of the peak rates that it took."""
         recipe = self._recipe

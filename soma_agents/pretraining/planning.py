@@ -61,6 +61,9 @@ class Plan:
     optimiser: int
     activations: int
     memory: int
+    """Of one worker."""
+    here: int
+    """Workers that share this machine's memory."""
     free: int
     tokens_per_second: float
     seconds: float
@@ -68,15 +71,24 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the memory that is free holds it."""
-        return self.memory <= SHARE * self.free
+        return self.here * self.memory <= SHARE * self.free
 
 
-def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The workers of a run: how many, how many of them on this machine, whether they part the model."""
+
+    workers: int = 1
+    here: int = 1
+    sharded: bool = False
+
+
+def plan(recipe: Recipe, machine: Machine | None = None, crew: Crew | None = None) -> Plan:
     """The prediction for a recipe; nothing of it is allocated."""
-    machine = machine or measured(recipe.precision)
+    machine, crew = machine or measured(recipe.precision), crew or Crew()
     with torch.device("meta"):
         count = Learner(recipe).size
-    weights, optimiser = _weights(recipe, count)
+    weights, optimiser = _weights(recipe, count, crew)
     activations = _activations(recipe)
     starts = machine.starts(recipe) if machine.starts else 0.0
     rate = recipe.rows * recipe.row / (_step_seconds(recipe, machine) + starts)
@@ -89,55 +101,62 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
         optimiser=optimiser,
         activations=activations,
         memory=PROCESS + weights + optimiser + activations,
+        here=crew.here,
         free=machine.memory,
         tokens_per_second=rate,
         seconds=recipe.steps * recipe.rows * recipe.row / rate,
     )
 
 
-def require(recipe: Recipe, machine: Machine | None = None) -> Plan:
+def require(recipe: Recipe, machine: Machine | None = None, crew: Crew | None = None) -> Plan:
     """The plan of a recipe that fits this machine.
 
     Raises:
         InvalidError: it does not fit; says by how much, and the nearest that does.
     """
-    machine = machine or measured(recipe.precision)
-    found = plan(recipe, machine)
+    machine, crew = machine or measured(recipe.precision), crew or Crew()
+    found = plan(recipe, machine, crew)
     if found.fits:
         return found
-    near = nearest(recipe, machine)
+    near = nearest(recipe, machine, crew)
     instead = "nothing of its kind fits" if near is None else f"the nearest that fits: {near}"
+    each = "" if crew.here == 1 else f" for each of {crew.here} workers"
     raise InvalidError(
-        f"{recipe.name} with {found.parameters:,} parameters needs {_gib(found.memory)} of memory "
-        f"({_gib(found.weights)} weights and gradients, {_gib(found.optimiser)} optimiser, "
+        f"{recipe.name} with {found.parameters:,} parameters needs {_gib(found.memory)} of memory"
+        f"{each} ({_gib(found.weights)} weights and gradients, {_gib(found.optimiser)} optimiser, "
         f"{_gib(found.activations)} activations); {_gib(int(SHARE * found.free))} can be had; {instead}"
     )
 
 
-def nearest(recipe: Recipe, machine: Machine) -> str | None:
+def nearest(recipe: Recipe, machine: Machine, crew: Crew | None = None) -> str | None:
     """The smallest change that makes a recipe fit: fewer rows at once, recomputing, less depth."""
     tried, machine = recipe, replace(machine, starts=None)  # only memory matters
     while tried.micro_rows > 1:
         tried = replace(tried, micro_rows=tried.micro_rows // 2)
-        if plan(tried, machine).fits:
+        if plan(tried, machine, crew).fits:
             return f"--micro-rows {tried.micro_rows}"
     tried = replace(tried, recompute=True)
-    if plan(tried, machine).fits:
+    if plan(tried, machine, crew).fits:
         return "--micro-rows 1 --recompute"
     for layers in range(recipe.model.layers - 1, 0, -1):
         shallow = replace(tried, model=replace(tried.model, layers=layers))
-        if plan(shallow, machine).fits:
+        if plan(shallow, machine, crew).fits:
             return f"--micro-rows 1 --recompute with {layers} layers"
     return None
 
 
-def _weights(recipe: Recipe, count: int) -> tuple[int, int]:
-    """Bytes of masters, gradients and working copies; bytes of the optimisers' state."""
+def _weights(recipe: Recipe, count: int, crew: Crew) -> tuple[int, int]:
+    """Bytes of masters, gradients and copies of one worker; bytes of its optimisers' state."""
     table = recipe.model.vocab_size * recipe.model.d_model
-    short = 0 if recipe.precision == "float32" else 2 * 2 * count
-    best = 4 * count  # the best weights so far are kept
-    largest = max(a * b for a, b in matrices_of(recipe.model).values())
-    return 2 * 4 * count + short + best, 4 * (count + table) + 3 * 2 * largest
+    sizes = [a * b for a, b in matrices_of(recipe.model).values()]
+    optimiser = 4 * (count + table) // crew.workers + 3 * 2 * max(sizes)
+    kept = 3 * 4 * count  # masters, gradients, and the best weights so far
+    width = 4 if recipe.precision == "float32" else 2
+    if not crew.sharded:
+        return kept + (0 if width == 4 else 2 * width * count), optimiser  # noqa: PLR2004
+    # A block, the next one, its gradients, and those in float32 that are on their way; the table.
+    gathered = (3 * width + 4) * sum(sizes) + 3 * 4 * table
+    return kept // crew.workers + gathered, optimiser + 2 * 4 * max(sizes)
 
 
 def _activations(recipe: Recipe) -> int:

@@ -20,7 +20,8 @@ from arbiters.errors import SomaError
 from soma_agents.pretraining.loop import Progress
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.run import METRICS, MODEL, Hooks, Sources, learn, prepare
-from soma_agents.training.ray_train import MAX_FAILURES, GlooWorkers
+from soma_agents.training.gloo import GlooWorkers
+from soma_agents.training.ray_train import MAX_FAILURES
 
 LOOK_EVERY_S = 0.5
 GAVE_UP = "gave-up.txt"

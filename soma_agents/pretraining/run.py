@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -236,6 +237,7 @@ def _facts(sources: Sources, recipe: Recipe, packed: Packed, outcome: Outcome) -
         "steps": outcome.step,
         "tokens": outcome.tokens,
         "seconds": outcome.seconds,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "ended": outcome.ended,
         **_without_nan(
             {

@@ -11,14 +11,6 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor
 
 from soma_agents.training.loop import Workers
 
@@ -30,20 +22,24 @@ def shard(
 
     Blocks compute in `dtype`, all else in float32; gradients are added up in float32.
     """
+    # It takes as long to import as torch itself: only who shards waits for it.
+    from torch.distributed import fsdp
+    from torch.distributed.device_mesh import init_device_mesh
+
     mesh = init_device_mesh("cpu", (workers,))
-    short = MixedPrecisionPolicy(
+    short = fsdp.MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=short)
+        fsdp.fully_shard(block, mesh=mesh, mp_policy=short)
     # What is not resharded after a pass without a way back would be computed with again, as it was.
-    fully_shard(learner, mesh=mesh, reshard_after_forward=True)
+    fsdp.fully_shard(learner, mesh=mesh, reshard_after_forward=True)
     for module in (learner, *blocks):
-        assert isinstance(module, FSDPModule)  # noqa: S101 — `fully_shard` made it one
+        assert isinstance(module, fsdp.FSDPModule)  # noqa: S101 — `fully_shard` made it one
         module.set_gradient_divide_factor(1.0)  # a sum, as of the other workers
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     for method in ("loss", "nats"):
-        register_fsdp_forward_method(learner, method)
+        fsdp.register_fsdp_forward_method(learner, method)
     learner.to_empty(device="cpu")
 
 
@@ -55,19 +51,25 @@ def rows(length: int, rank: int, workers: int) -> slice:
 
 def held(tensor: Tensor) -> Tensor:
     """What this worker holds of a tensor: its rows of a parted one, the whole of another."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _parted(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All rows; of a parted tensor every worker must ask for them together."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()  # pyright: ignore[reportReturnType]
+    tensor = tensor.detach()
+    return tensor.full_tensor() if _parted(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _parted(tensor: Tensor) -> bool:
+    """Whether it is a `DTensor`, without importing what that is."""
+    return hasattr(tensor, "to_local")
 
 
 @torch.no_grad()
 def put(parameter: Tensor, value: Tensor) -> None:
     """Set what this worker holds of a parameter to its rows of a whole `value`."""
-    if isinstance(parameter, DTensor):
-        mesh = parameter.device_mesh
+    if _parted(parameter):
+        mesh: Any = parameter.device_mesh  # pyright: ignore[reportAttributeAccessIssue]
         value = value[rows(len(value), mesh.get_local_rank(), mesh.size())]
     held(parameter).copy_(value)
 
@@ -79,7 +81,7 @@ class ShardedMuon(torch.optim.Optimizer):
     time, orthogonalises it and gives every other its rows of the step.
     """
 
-    def __init__(  # noqa: PLR0913 — Muon's settings
+    def __init__(
         self,
         parts: Iterable[tuple[Tensor, int]],
         workers: Workers,

@@ -70,17 +70,23 @@ class _Together(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         files = [file for file in self._files if name in file]
+        if not files:
+            raise KeyError(name)
         lengths = [file.length(name) for file in files]
-        if None in lengths:  # a number, which all have alike
+        if lengths[0] is None:  # a number, which all have alike
             return files[0][name]
-        wanted = rows(sum(lengths), self._rank, self._workers)
+        wanted = rows(sum(filter(None, lengths)), self._rank, self._workers)
         parts, start = [], 0
         for file, length in zip(files, lengths, strict=True):
-            first, last = max(wanted.start - start, 0), min(wanted.stop - start, length)
-            if first < last:
-                parts.append(file.rows(name, slice(first, last)))
-            start += length
-        return torch.cat(parts) if parts else files[0].rows(name, slice(0, 0))
+            first, last = (
+                min(max(end - start, 0), length or 0) for end in (wanted.start, wanted.stop)
+            )
+            parts.append(file.rows(name, slice(first, last)))
+            start += length or 0
+        return torch.cat(parts)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in file for file in self._files)
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(name for file in self._files for name in file))

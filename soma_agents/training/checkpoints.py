@@ -42,10 +42,13 @@ class Tensors(Mapping[str, Tensor]):
 
     def __init__(self, file: Path) -> None:
         self._file = safe_open(file, "pt")
-        self._names = list(self._file.keys())
+        self._names = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
         return self._file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -209,8 +209,8 @@ def test_a_system_message_needs_a_model_that_learns_to_converse(tmp_path, dialog
 
 def test_a_model_whose_norms_have_scales_cannot_be_gone_on_with(tmp_path, base, dialogues):
     config, weights, vocabulary = load_weights(base)
-    weights["blocks.0.mlp_norm.weight"] *= 2
-    foreign = save_model(tmp_path / "foreign.sou", config, weights, vocabulary, {})
+    scaled = dict(weights) | {"blocks.0.mlp_norm.weight": torch.full((config.d_model,), 2.0)}
+    foreign = save_model(tmp_path / "foreign.sou", config, scaled, vocabulary, {})
 
     with pytest.raises(InvalidError, match=r"'blocks.0.mlp_norm.weight' has scales"):
         soma("pretrain", dialogues, "--from", foreign, "--out", tmp_path, *SHORT)

@@ -82,3 +82,19 @@ def test_the_curve_has_a_column_for_each_stretch_of_the_run():
     assert curve([3.0, 2.0, 1.0]) == "█▅▁"
     assert len(curve([float(n) for n in range(100)])) <= 32
     assert curve([1.0, 1.0]) == "▁▁"
+
+
+def test_a_plan_of_a_parted_model_is_of_each_worker():
+    alone, parted = (
+        json.loads(soma("plan", "--preset", "v1", *options, "--json").stdout)
+        for options in ((), ("--workers", 2, "--shard"))
+    )
+
+    assert parted["here"] == 2
+    assert parted["weights"] < alone["weights"]
+    assert "of each of 2 workers" in soma("plan", "--workers", 2, "--shard").stdout
+
+
+def test_a_model_cannot_be_parted_among_one(tmp_path, corpus):
+    with pytest.raises(InvalidError, match="add --workers 2 or more"):
+        soma("pretrain", corpus, "--out", tmp_path, "--shard")

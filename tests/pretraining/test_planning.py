@@ -4,7 +4,7 @@ import pytest
 
 from arbiters.errors import InvalidError
 from soma_agents.pretraining import planning
-from soma_agents.pretraining.planning import Machine, nearest, plan, require
+from soma_agents.pretraining.planning import Crew, Machine, nearest, plan, require
 from soma_agents.pretraining.recipe import SHOWCASE, V1, parameters, with_context, with_experts
 
 MACHINE = Machine(products=4e11, passes=1e10, memory=16 << 30, cores=2)
@@ -95,3 +95,23 @@ def test_experts_take_memory_and_little_time():
     assert mixture.active < 1.01 * plain.active
     assert mixture.weights > 2.5 * plain.weights
     assert plain.tokens_per_second / 2 < mixture.tokens_per_second < plain.tokens_per_second
+
+
+def test_a_parted_model_takes_less_of_each_workers_memory():
+    alone = plan(V1, MACHINE)
+
+    copied, parted = (plan(V1, MACHINE, Crew(4, sharded=kind)) for kind in (False, True))
+
+    assert copied.optimiser < alone.optimiser / 2
+    assert copied.weights == alone.weights
+    assert parted.weights < copied.weights / 2
+    assert parted.memory < copied.memory < alone.memory
+
+
+def test_workers_on_one_machine_share_its_memory():
+    half = replace(MACHINE, memory=2 * plan(V1, MACHINE, Crew(2)).memory)
+
+    with pytest.raises(InvalidError, match=r"GiB of memory for each of 2 workers \("):
+        require(V1, half, Crew(2, here=2))
+
+    assert require(V1, half, Crew(2, here=1)).fits

@@ -1,0 +1,41 @@
+"""Workers of a run that talk over torch's process group, as Ray Train sets it up."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+
+class GlooWorkers:
+    """The workers of a process group, as one of them sees them."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank = rank
+        self.count = count
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Add up over all workers in one message: a call for each tensor would cost more."""
+        if self.count == 1:
+            return
+        with _together(tensors) as flat:
+            torch.distributed.all_reduce(flat)
+
+    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """One message from each owner."""
+        for owner in sorted(set(owners)):
+            own = [tensor for tensor, its in zip(tensors, owners, strict=True) if its == owner]
+            with _together(own) as flat:
+                torch.distributed.broadcast(flat, src=owner)
+
+
+@contextmanager
+def _together(tensors: Sequence[Tensor]) -> Generator[Tensor]:
+    """One flat tensor of them all, float32, which they are set to at the end."""
+    flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
+    yield flat
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    with torch.no_grad():
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
