@@ -22,7 +22,7 @@ from torch import Tensor
 from arbiters.errors import InvalidError
 from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.optimiser import Optimisers
-from soma_agents.pretraining.packed import Order, Packed, learnt, rows_of, unheard
+from soma_agents.pretraining.packed import Order, Packed, learnt, rows_of, taken, unheard
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.scaling import Scale, first_scale
 from soma_agents.pretraining.shards import Shards
@@ -34,6 +34,8 @@ EVALUATED = 32_768
 """Tokens of the held-out part that each look sees."""
 
 CHECKPOINT_EVERY_S = 300.0
+STOP = "stop"
+"""A file in the run's folder that interrupts it, for workers whom no Ctrl-C reaches."""
 RECENT = 0.8
 """Weight of what was before in the loss and speed that are shown."""
 
@@ -211,10 +213,13 @@ class Run:
             while self._state.step < self._recipe.steps:
                 if self._state.worse >= self._recipe.patience:
                     return "early"
-                late, due = self._agreed(
+                stopped, late, due = self._agreed(
+                    (self._directory / STOP).exists(),
                     self._elapsed() > max_seconds,
                     time.perf_counter() - self._saved_at >= CHECKPOINT_EVERY_S,
                 )
+                if stopped:
+                    raise KeyboardInterrupt  # noqa: TRY301 — and kept as after any other
                 if late or due:
                     self._save()
                 if late:
@@ -320,19 +325,9 @@ class Run:
         )
 
     def _tokens(self, part: npt.NDArray[np.unsignedinteger], rows: list[int]) -> Tensor:
-        """(B, T + 1) of these rows.
-
-        Raises:
-            InvalidError: a token is not of this model's vocabulary.
-        """
-        size = self._recipe.row
-        found = np.stack([part[row * size : row * size + size + 1] for row in rows])
-        if (top := int(found.max())) >= self._recipe.model.vocab_size:
-            raise InvalidError(
-                f"token {top} is beyond the model's {self._recipe.model.vocab_size}; "
-                "the corpus was packed with another vocabulary"
-            )
-        return torch.from_numpy(found.astype(np.int64))
+        """(B, T + 1) of these rows."""
+        found = taken(part, rows, self._recipe.row, self._recipe.model.vocab_size)
+        return torch.from_numpy(found)
 
     # --- judging ---------------------------------------------------------------------------
 

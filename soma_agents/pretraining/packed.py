@@ -201,6 +201,23 @@ class _Writer:
         self._since = 0
 
 
+def taken(
+    part: npt.NDArray[np.unsignedinteger], rows: Sequence[int], size: int, vocabulary: int
+) -> npt.NDArray[np.int64]:
+    """(B, T + 1) of these rows of `size` tokens, each with the token behind it.
+
+    Raises:
+        InvalidError: a token is not of this vocabulary.
+    """
+    found = np.stack([part[row * size : row * size + size + 1] for row in rows])
+    if (top := int(found.max())) >= vocabulary:
+        raise InvalidError(
+            f"token {top} is beyond the model's {vocabulary}; "
+            "the corpus was packed with another vocabulary"
+        )
+    return found.astype(np.int64)
+
+
 def rows_of(tokens: npt.NDArray[np.unsignedinteger], row: int) -> int:
     """How many rows of `row` tokens, each with the one behind it, there are."""
     return max(0, (len(tokens) - 1) // row)

@@ -9,6 +9,7 @@ import json
 import math
 import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import ray.train
 import ray.train.torch
 
 from arbiters.errors import SomaError
-from soma_agents.pretraining.loop import Progress
+from soma_agents.pretraining.loop import STOP, Progress
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.run import METRICS, MODEL, Hooks, Sources, learn, prepare
 from soma_agents.training.gloo import GlooWorkers
@@ -44,6 +45,7 @@ def pretrain_with_ray(
     """Learn on `workers` workers with so many threads each; the model's file.
 
     A worker that dies is started again with the others, and they go on from the newest checkpoint.
+    Ctrl-C waits until they have written one.
 
     Raises:
         InvalidError: the corpus, vocabulary and recipe do not fit each other.
@@ -80,10 +82,24 @@ def pretrain_with_ray(
     gave_up = directory / GAVE_UP
     gave_up.unlink(missing_ok=True)
     with _followed(directory / METRICS, hooks):
-        trainer.fit()
+        _fit(trainer, directory / STOP)
     if gave_up.exists():
         raise SomaError(gave_up.read_text())
     return directory / MODEL
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer, stop: Path) -> None:
+    """See it through, in a thread: in the main one Ray would kill the workers at a Ctrl-C."""
+    with ThreadPoolExecutor(1) as pool:
+        fitted = pool.submit(trainer.fit)
+        try:
+            fitted.result()
+        except KeyboardInterrupt:
+            stop.touch()
+            fitted.result()
+            raise
+        finally:
+            stop.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -132,6 +148,8 @@ def work(config: dict[str, Any]) -> None:
             workers=workers,
             sharded=config["sharded"],
         )
+    except KeyboardInterrupt:  # who stopped the workers knows
+        return
     except SomaError as error:  # all of them find the same; to try again would not help
         if workers.rank == 0:
             (directory / GAVE_UP).write_text(str(error))

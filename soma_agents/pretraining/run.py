@@ -13,7 +13,7 @@ from arbiters.errors import InvalidError
 from soma_agents.language.sou.card import Card
 from soma_agents.language.source import base_id
 from soma_agents.pretraining.artifact import load_weights, save_model
-from soma_agents.pretraining.loop import EVALUATED, Outcome, Progress, fit
+from soma_agents.pretraining.loop import EVALUATED, STOP, Outcome, Progress, fit
 from soma_agents.pretraining.packed import Packed, pack
 from soma_agents.pretraining.readers import files_of, read
 from soma_agents.pretraining.recipe import Recipe, parameters
@@ -89,6 +89,7 @@ def prepare(sources: Sources, recipe: Recipe, directory: Path, hooks: Hooks) -> 
     if sources.base is not None and load_weights(sources.base)[0] != recipe.model:
         raise InvalidError(f"model {str(sources.base)!r} has other sizes than {recipe.name}")
     make_directory(directory)
+    (directory / STOP).unlink(missing_ok=True)  # who left it is gone
     hooks.on_phase("vocabulary")
     vocabulary = vocabulary_of(sources, recipe, directory)
     hooks.on_phase("packing")

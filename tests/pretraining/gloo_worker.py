@@ -18,7 +18,7 @@ from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.loop import Progress, fit
 from soma_agents.pretraining.packed import Packed
 from soma_agents.pretraining.recipe import Recipe
-from soma_agents.pretraining.sharding import ShardedMuon, rows
+from soma_agents.pretraining.sharding import ShardedMuon, put, rows
 from soma_agents.pretraining.structure import plain_traits
 from soma_agents.training.gloo import GlooWorkers
 from soma_agents.training.loop import DivergedError
@@ -33,7 +33,8 @@ class Worker:
     def __init__(self, rank: int, count: int, folder: Path) -> None:
         self.workers = GlooWorkers(rank, count)
         self.folder = folder
-        self.facts: dict[str, object] = {}
+        self.slopes: list[list[float]] = []
+        self.facts: dict[str, object] = {"slopes": self.slopes}
         cycle = np.tile(np.arange(20, dtype=np.uint16), 200)
         self.packed = Packed(cycle, cycle[:200], "cycle")
 
@@ -72,17 +73,36 @@ class Worker:
         self.facts["bytes"] = sum(part.untyped_storage().nbytes() for part in parts)
         self.facts["whole bytes"] = 4 * learner.size
 
-    def diverge(self, recipe: Recipe) -> None:
-        """A run whose weights are broken in one of the workers."""
+    def run(self, recipe: Recipe, *, sharded: bool = True) -> loop.Run:
+        """A run that is awake: as a model begins, most of its gradients are zero."""
         run = loop.Run(
             recipe,
             self.packed,
             TRAITS,
-            directory=self.folder / "diverged",
+            directory=self.folder / "steps",
             workers=self.workers,
-            sharded=True,
+            sharded=sharded,
         )
-        run.advance()
+        generator = torch.Generator().manual_seed(7)
+        for parameter in run.learner.named().values():
+            put(parameter, 0.1 * torch.randn(parameter.shape, generator=generator))
+        return run
+
+    def compare(self, recipe: Recipe) -> None:
+        """Loss and gradients of a step, beside those of workers that have the whole model."""
+        copied, parted = (self.run(recipe, sharded=kind) for kind in (False, True))
+        losses = [float(run._gradients([0, 1, 2, 3, 4])) for run in (copied, parted)]
+        apart = [losses[1] / losses[0] - 1]
+        for name, whole in copied.learner.held().items():
+            mine = whole.grad[self._mine(whole)]
+            difference = parted.learner.held()[name].grad - mine
+            apart.append(float(difference.norm() / whole.grad.norm().clamp(min=1e-9)))
+        norms = [run._optimisers.clip(1.0) for run in (copied, parted)]
+        self.slopes.append([*apart, norms[1] / norms[0] - 1])
+
+    def diverge(self, recipe: Recipe) -> None:
+        """A run whose weights are broken in one of the workers."""
+        run = self.run(recipe)
         with torch.no_grad():
             run.learner.held()["matrices.0-qkv"].fill_(torch.nan if self.workers.rank else 0.0)
         try:
@@ -130,9 +150,8 @@ def main(rank: int, count: int, folder: Path) -> None:
     worker.learn("parts", plain)
     worker.learn("handed on", plain, until=5)
     worker.learn("taken over", plain)
-    for number, recipe in enumerate(others):
-        worker.learn(f"other {number} copied", recipe, sharded=False)
-        worker.learn(f"other {number}", recipe)
+    for recipe in (plain, *others):
+        worker.compare(recipe)
     worker.diverge(plain)
     (folder / f"worker-{rank}.json").write_text(json.dumps(worker.facts))
     torch.distributed.destroy_process_group()

@@ -143,6 +143,29 @@ def stopping_at(step, advance):
     return stop
 
 
+def test_workers_that_are_told_to_stop_leave_a_checkpoint_each(fitted, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "advance", telling_at(3, loop.Run.advance))
+        with pytest.raises(KeyboardInterrupt):
+            fitted("run", workers=2)
+    (tmp_path / "run" / loop.STOP).unlink()
+    began = []
+    monkeypatch.setattr(loop.Run, "advance", noting(began, loop.Run.advance))
+
+    fitted("run", workers=2)
+
+    assert min(began) == 4
+
+
+def telling_at(step, advance):
+    def tell(run):
+        if run._state.step == step:
+            (run._directory / loop.STOP).touch()
+        return advance(run)
+
+    return tell
+
+
 def test_parts_of_different_steps_are_not_put_together(fitted, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
