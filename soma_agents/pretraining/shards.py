@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from arbiters.errors import SomaError
 from soma_agents.pretraining.sharding import rows
 from soma_agents.training.checkpoints import Checkpoint, Checkpoints, Tensors
 from soma_agents.training.loop import Workers
@@ -43,14 +44,30 @@ class Shards:
         self._of(rank).save(Checkpoint({**state, "workers": count}, tensors))
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint of which every worker's part is whole, put together."""
+        """The newest checkpoint of which every worker's part is whole, put together.
+
+        Raises:
+            SomaError: the workers find different ones.
+        """
+        found = self._newest()
+        step = torch.tensor([found.state["step"] if found else 0.0])
+        first = step.clone()
+        self._workers.share([first], [0])
+        apart = (step - first).abs()
+        self._workers.sum([apart])
+        if apart:
+            raise SomaError(f"workers find different checkpoints in {self._directory}; share it")
+        return found
+
+    def _newest(self) -> Checkpoint | None:
         for first in self._of(0).whole():
             parts = [first]
             for rank in range(1, first.state["workers"]):
                 parts += [part for part in self._of(rank).whole() if _belong(part, first)][:1]
             if len(parts) == first.state["workers"]:
                 worker = (self._workers.rank, self._workers.count) if self._sharded else (0, 1)
-                tensors = _Together([part.tensors for part in parts], *worker)
+                files = cast("list[Tensors]", [part.tensors for part in parts])
+                tensors = _Together(files, *worker)
                 state = {name: v for name, v in first.state.items() if name != "workers"}
                 return Checkpoint(state, tensors)
         return None

@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 from safetensors.torch import save_file
 
+from arbiters.errors import SomaError
 from soma_agents.pretraining import loop
 from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.loop import Progress, fit
@@ -60,6 +61,7 @@ class Worker:
                 on_progress=heard,
             )
         except KeyboardInterrupt:
+            self.workers.sum([torch.zeros(1)])  # all have written what they have
             return None
         weights = {n: w.contiguous().clone() for n, w in outcome.learner.exported()}
         self.facts[into or name] = {"losses": losses, "bits": outcome.bits_per_byte}
@@ -110,6 +112,13 @@ class Worker:
         except DivergedError as error:
             self.facts["diverged"] = str(error)
 
+    def disagree(self, recipe: Recipe) -> None:
+        """A run that only the first worker finds begun."""
+        try:
+            self.learn("nowhere" if self.workers.rank else "handed on", recipe)
+        except SomaError as error:
+            self.facts["disagreed"] = str(error)
+
     def orthogonalise(self) -> None:
         """Some steps of matrices with rows here and there, beside torch's own on whole ones."""
         generator = torch.Generator().manual_seed(3)
@@ -150,6 +159,7 @@ def main(rank: int, count: int, folder: Path) -> None:
     worker.learn("parts", plain)
     worker.learn("handed on", plain, until=5)
     worker.learn("taken over", plain)
+    worker.disagree(plain)
     for recipe in (plain, *others):
         worker.compare(recipe)
     worker.diverge(plain)

@@ -17,6 +17,7 @@ from soma_agents.pretraining.packed import Packed
 from soma_agents.pretraining.sharding import rows
 from soma_agents.pretraining.shards import Shards
 from soma_agents.pretraining.structure import plain_traits
+from soma_agents.training.loop import Alone
 
 WORKER = Path(__file__).with_name("gloo_worker.py")
 ROUNDING = 0.02
@@ -76,6 +77,7 @@ def found(tmp_path_factory, recipe, others, run_alone):
     finally:
         for each in started:
             each.kill()
+            each.wait()
     told = [json.loads((folder / f"worker-{rank}.json").read_text()) for rank in range(2)]
     return SimpleNamespace(folder=folder, told=told)
 
@@ -162,17 +164,28 @@ def test_each_worker_writes_only_its_rows(found):
         assert len(files[0][name]) == len(files[1][name])
 
 
+def test_workers_that_find_different_checkpoints_are_stopped(found):
+    for told in found.told:
+        assert "workers find different checkpoints" in told["disagreed"]
+
+
+def one_of(rank, count):
+    worker = Alone()
+    worker.rank, worker.count = rank, count
+    return worker
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2), (4, 1)])
 def test_another_number_of_workers_finds_its_rows(tmp_path, before, after):
     matrix, row = torch.arange(35.0).view(7, 5), torch.ones(1, 5)
     for rank in range(before):
-        worker = SimpleNamespace(rank=rank, count=before)
+        worker = one_of(rank, before)
         parts = {n: t[rows(len(t), rank, before)].clone() for n, t in (("m", matrix), ("r", row))}
         own = {"step": torch.tensor(4.0)}
         Shards(tmp_path, "run", worker, sharded=True).save({"step": 4}, own, parts)
 
     read = [
-        Shards(tmp_path, "run", SimpleNamespace(rank=r, count=after), sharded=True).newest().tensors
+        Shards(tmp_path, "run", one_of(r, after), sharded=True).newest().tensors
         for r in range(after)
     ]
 

@@ -144,6 +144,7 @@ def stopping_at(step, advance):
 
 
 def test_workers_that_are_told_to_stop_leave_a_checkpoint_each(fitted, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(loop.Run, "advance", telling_at(3, loop.Run.advance))
         with pytest.raises(KeyboardInterrupt):
