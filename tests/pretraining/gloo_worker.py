@@ -40,7 +40,7 @@ class Worker:
         self.packed = Packed(cycle, cycle[:200], "cycle")
 
     def learn(
-        self, name: str, recipe: Recipe, *, sharded: bool = True, until: int = 0, into: str = ""
+        self, name: str, recipe: Recipe, *, sharded: bool = True, until: int = 0
     ) -> Learner | None:
         """A run in the folder `name`, until a step; what has been learnt goes into a file."""
         losses: list[float] = []
@@ -64,9 +64,9 @@ class Worker:
             self.workers.sum([torch.zeros(1)])  # all have written what they have
             return None
         weights = {n: w.contiguous().clone() for n, w in outcome.learner.exported()}
-        self.facts[into or name] = {"losses": losses, "bits": outcome.bits_per_byte}
+        self.facts[name] = {"losses": losses, "bits": outcome.bits_per_byte}
         if self.workers.rank == 0:
-            save_file(weights, self.folder / f"{into or name}.safetensors")
+            save_file(weights, self.folder / f"{name}.safetensors")
         return outcome.learner
 
     def hold(self, learner: Learner) -> None:
@@ -155,9 +155,9 @@ def main(rank: int, count: int, folder: Path) -> None:
     learner = worker.learn("whole", plain)
     assert learner is not None
     worker.hold(learner)
-    worker.learn("parts", plain, until=5)
+    worker.learn("parts", plain, until=3)
     worker.learn("parts", plain)
-    worker.learn("handed on", plain, until=5)
+    worker.learn("handed on", plain, until=3)
     worker.learn("taken over", plain)
     worker.disagree(plain)
     for recipe in (plain, *others):
