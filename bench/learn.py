@@ -107,7 +107,7 @@ def soma(recipe: Recipe, data: Material, folder: Path, leg: Leg, until: float) -
     if run.train(note, until) == "finished":
         leg.bits = run.bits_per_byte(data.judged)
         lineage = {"name": f"soma-lm-{recipe.name}", "lineage": json.dumps(recipe.facts())}
-        weights = run.learner.exported()
+        weights = dict(run.learner.exported())
         save_model(folder / "model.sou", recipe.model, weights, data.vocabulary, lineage)
 
 
