@@ -15,7 +15,7 @@ from soma_agents.language.decoder import Decoder
 from soma_agents.language.drafts import MOST_ROWS, Drafter, worthwhile
 from soma_agents.language.mixed_lora import MixedLora
 from soma_agents.language.model import LanguageModel
-from soma_agents.language.prefixes import PrefixCache, chunk_end
+from soma_agents.language.prefixes import CHUNK, PIECE, PrefixCache, chunk_end
 from soma_agents.language.requests import Finished, FinishReason, Piece
 from soma_agents.language.sampling import token_logprob
 from soma_agents.language.sequence import Sequence
@@ -50,7 +50,8 @@ class Batch:
         self.decoding: list[Sequence] = []  # in the order of the cache's rows
         self._cache = BatchCache(model.config, self._dtype)
         self._lora: MixedLora | None = None
-        self._prefixes = PrefixCache(tokens=cache_tokens // 4)
+        piece = PIECE if decoder.read_alike >= CHUNK else CHUNK
+        self._prefixes = PrefixCache(tokens=cache_tokens // 4, piece=piece)
         self.prompt_tokens = self.completion_tokens = self.steps = 0
         self.drafted_tokens = self.right_tokens = 0
 
@@ -92,7 +93,6 @@ class Batch:
             candidate.cache = PromptCache(
                 self._model.config, len(candidate.request.prompt), self._dtype
             )
-            self._prefixes.restore(candidate.request, candidate.lora, candidate.cache)
             self.reading.put(candidate.request.tenant, candidate)
 
     def _fits(self, candidate: Sequence) -> bool:
@@ -110,6 +110,7 @@ class Batch:
         if sequence is None or cache is None:
             return
         request, prompt = sequence.request, sequence.request.prompt
+        self._prefixes.restore(request, sequence.lora, cache)  # what was read meanwhile, too
         start = cache.length
         chunk = prompt[start : chunk_end(request, start)]
         hidden = self._decoder.read(chunk, cache, sequence.lora)
@@ -177,7 +178,7 @@ class Batch:
 
     def _take(self, sequence: Sequence, logits: Tensor, likeliest: int) -> FinishReason | None:
         """Choose the next token and say what is new; the reason if the reply ends with it."""
-        if not math.isfinite(logits[likeliest]):
+        if not math.isfinite(logits.numpy()[likeliest]):
             return "error"
         sampler = sequence.sampler
         token = likeliest if sampler.greedy else sampler.choose(logits)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from soma_agents.language.native.pages import zeros
 from soma_agents.language.transformer import TransformerConfig
 
 BLOCK = 64
@@ -106,13 +107,10 @@ class BatchCache:
         rows = _doubled(had_rows, rows)
         capacity = blocks(_doubled(had_length, length))
         heads, size = 2 * self._config.kv_heads, self._config.head_dim
-        old = self.layers
-        self.layers = []
-        for layer in range(self._config.layers):
-            fresh = torch.zeros(rows, heads, capacity, size, dtype=self._dtype)
-            if old:
-                fresh[:had_rows, :, :had_length] = old[layer]
-            self.layers.append(fresh)
+        fresh = zeros((self._config.layers, rows, heads, capacity, size), self._dtype)
+        for layer, old in zip(fresh, self.layers, strict=False):
+            layer[:had_rows, :, :had_length] = old
+        self.layers = list(fresh)
 
 
 def _doubled(had: int, needed: int) -> int:

@@ -94,6 +94,11 @@ class Decoder:
         """Whether a row's logits are the same bits whatever the other rows are: only products with
         blocks promise that, so only there drafts can be checked."""
 
+    @property
+    def read_alike(self) -> int:
+        """Tokens of a prompt up to which each is read the same bits whatever is read with it."""
+        return 0 if self._stack is None else self._stack.reads
+
     def step(
         self, runs: Sequence[Sequence[int]], cache: BatchCache, lora: MixedLora | None
     ) -> Tensor:

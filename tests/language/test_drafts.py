@@ -18,6 +18,7 @@ from soma_agents.language.lora import LoraConfig
 from soma_agents.language.mixed_lora import MixedLora, PackedLora
 from soma_agents.language.model import load_model
 from soma_agents.language.native import kernels
+from soma_agents.language.prefixes import CHUNK, PIECE
 from soma_agents.language.requests import Finished, GenerationRequest
 from soma_agents.language.sampling import Sampling
 from soma_agents.language.sou.convert import save_model
@@ -162,6 +163,19 @@ async def test_a_reply_after_a_kept_beginning_is_the_same_with_drafts(both):
     drafted, plain = [[await told(engine, request) for request in requests] for engine in both]
 
     assert drafted == plain
+
+
+async def test_what_prompts_begin_with_alike_is_read_once_and_says_the_same(both, small):
+    requests = [request_for((*ROUND, 5, last), max_tokens=12) for last in (9, 30, 7)]
+    fresh = [await told(both[1], request) for request in requests[1:]]
+    await told(both[0], requests[0])
+    read = both[0].stats().prompt_tokens
+
+    again = await all_told(both[0], requests[1:])
+
+    assert again == fresh
+    kept = len(ROUND) // PIECE * PIECE if Decoder(small).read_alike >= CHUNK else 0
+    assert both[0].stats().prompt_tokens - read == 2 * (len(ROUND) + 2 - kept)
 
 
 async def test_who_is_cancelled_in_the_middle_of_drafts_harms_nobody(both):

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from soma_agents.language.architecture import SITES, TransformerConfig
+from soma_agents.language.native.pages import Shelf
 from soma_agents.language.native.place import library
 
-GROUP, TILE = 32, 16
-"""Values that share a scale; outputs computed together."""
+GROUP, TILE, WIDE = 32, 16, 8
+"""Values that share a scale; outputs computed together; bits of the wider blocks."""
 READS, READS_BESIDE_TILES = 128, 16
 """Rows of a prompt up to which the stack is quicker than dense bf16 products by torch: measured
 without AMX, where 128 are as far as anybody asks; with it those are several times as fast."""
@@ -40,7 +41,7 @@ class _Matrix(ctypes.Structure):
     _fields_ = [
         ("packed", _POINTER),
         ("scales", _POINTER),
-        *((name, ctypes.c_int64) for name in ("bits", "outputs", "inputs")),
+        *((name, ctypes.c_int64) for name in ("bits", "outputs", "inputs", "affine")),
     ]
 
 
@@ -71,11 +72,12 @@ class Product:
     """A product with stored blocks (see `linear.Stored`): x (B, inputs) → (B, outputs)."""
 
     def __init__(self, multiply: Callable[..., None], packed: Tensor, scales: Tensor) -> None:
-        """`packed` (outputs, inputs · bits / 8) bytes, `scales` (tiles, groups, 2, 16)."""
+        """`packed` (outputs, inputs · bits / 8) bytes, `scales` (tiles, groups, 2 or 3, 16)."""
         outputs, inputs = packed.shape[0], scales.shape[1] * GROUP
-        bits = packed.shape[1] * 8 // inputs
+        bits, affine = packed.shape[1] * 8 // inputs, scales.shape[2] - 2
         self._multiply, self._kept, self._outputs = multiply, (packed, scales), outputs
-        self.matrix = _Matrix(packed.data_ptr(), scales.data_ptr(), bits, outputs, inputs)
+        pointers = packed.data_ptr(), scales.data_ptr()
+        self.matrix = _Matrix(*pointers, bits, outputs, inputs, affine)
         self._matrix = ctypes.addressof(self.matrix)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -174,6 +176,7 @@ class Kernels:
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
+        self._shelf = Shelf()
         self._pack, self._product = library.pack, library.block_product
         self._attend, self._norm = library.attend, library.rms_norm
         self._gated_silu, self._through_blocks = library.gated_silu, library.through_blocks
@@ -184,10 +187,14 @@ class Kernels:
         outputs, inputs = q.shape
         packed = torch.empty(outputs, inputs * bits // 8, dtype=torch.uint8)
         self._pack(q.contiguous().data_ptr(), outputs, inputs, bits, packed.data_ptr())
-        pairs = torch.stack((scale, zero), dim=-1).view(outputs // TILE, TILE, -1, 2)
-        scales = pairs.permute(0, 2, 3, 1).to(torch.bfloat16).contiguous()
-
-        return Product(self._product, packed, scales)
+        scale, zero = scale.to(torch.bfloat16), zero.to(torch.bfloat16)
+        sums = q.view(outputs, -1, GROUP).sum(-1) + GROUP * 2 ** (bits - 1)
+        columns = [scale, sums.short().view(torch.bfloat16)]
+        if bits < WIDE or zero.any():
+            columns.append(zero)
+        rows = torch.stack(columns, dim=-1).view(outputs // TILE, TILE, inputs // GROUP, -1)
+        scales = rows.permute(0, 2, 3, 1)
+        return Product(self._product, self._shelf.put(packed), self._shelf.put(scales))
 
     def stack(
         self,

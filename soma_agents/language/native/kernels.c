@@ -43,45 +43,71 @@ static void turn(bf16 *to, const bf16 *x, const bf16 *cos, const bf16 *sin, long
     __builtin_memcpy(to + turned, x + turned, (size - turned) * sizeof(bf16));
 }
 
-/* Scores of a query with `count` keys become weights; returns one over their sum. */
-static float weights_of(float *weights, const bf16 *query, const bf16 *keys, long count, long size,
-                        float scale)
+struct later {
+    const bf16 *keys, *values;
+};
+
+/* Scores of H queries with `count` keys become weights, `stride` apart; `shares` is one over their sums.
+   Meanwhile the keys and values that are looked at `later` are fetched. */
+INLINE void weights_of(float *weights, float *shares, long stride, const bf16 *queries, const bf16 *keys,
+                       long count, long size, const struct later *later, const int H)
 {
-    __m512 most = _mm512_set1_ps(-__builtin_inff()), total = _mm512_setzero_ps();
+    const __m512 scale = _mm512_set1_ps(1.f / __builtin_sqrtf((float)size));
+    __m512 most[H];
+    EACH for (int h = 0; h < H; h++) most[h] = _mm512_set1_ps(-__builtin_inff());
     for (long j = 0; j < count; j += 16) {
         const __mmask16 real = count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF;
-        const __m512 sums = dots(query, keys + j * size, count - j, size);
-        const __m512 scores = _mm512_mul_ps(sums, _mm512_set1_ps(scale));
-        most = _mm512_mask_max_ps(most, real, most, scores);
-        _mm512_storeu_ps(weights + j, scores);
+        for (long i = j * size; later->keys != keys && i < (j + 16) * size; i += GROUP)
+            __builtin_prefetch(later->keys + i, 0, 2), __builtin_prefetch(later->values + i, 0, 2);
+        EACH for (int h = 0; h < H; h++)
+        {
+            const __m512 sums = dots(queries + h * size, keys + j * size, count - j, size);
+            const __m512 scores = _mm512_mul_ps(sums, scale);
+            most[h] = _mm512_mask_max_ps(most[h], real, most[h], scores);
+            _mm512_storeu_ps(weights + h * stride + j, scores);
+        }
     }
-    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-    for (long j = 0; j < count; j += 16) {
-        const __mmask16 real = count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF;
-        const __m512 weight = exp16(_mm512_sub_ps(_mm512_loadu_ps(weights + j), most));
-        total = _mm512_mask_add_ps(total, real, total, weight);
-        _mm512_storeu_ps(weights + j, weight);
+    for (int h = 0; h < H; h++, weights += stride) {
+        const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most[h]));
+        __m512 total = _mm512_setzero_ps();
+        for (long j = 0; j < count; j += 16) {
+            const __mmask16 real = count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF;
+            const __m512 weight = exp16(_mm512_sub_ps(_mm512_loadu_ps(weights + j), top));
+            total = _mm512_mask_add_ps(total, real, total, weight);
+            _mm512_storeu_ps(weights + j, weight);
+        }
+        shares[h] = 1.f / _mm512_reduce_add_ps(total);
     }
-    return 1.f / _mm512_reduce_add_ps(total);
 }
 
-/* 32 numbers of the weighted sum of values. */
-static void mix(bf16 *to, const float *weights, float scale, const bf16 *values, long count, long size)
+/* 32 numbers of H weighted sums of values, `size` apart. */
+INLINE void mix(bf16 *to, const float *weights, const float *shares, long stride, const bf16 *values,
+                long count, long size, const int H)
 {
-    __m512 even[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, odd[2] = {even[0], even[1]};
+    __m512 even[2 * H], odd[2 * H];
+    EACH for (int i = 0; i < 2 * H; i++) even[i] = odd[i] = _mm512_setzero_ps();
     long j = 0;
     for (; j + 2 <= count; j += 2)
-        EACH for (int i = 0; i < 2; i++) {
-            const bf16 *value = values + j * size + i * 16;
-            even[i] = _mm512_fmadd_ps(_mm512_set1_ps(weights[j]), wide16(value), even[i]);
-            odd[i] = _mm512_fmadd_ps(_mm512_set1_ps(weights[j + 1]), wide16(value + size), odd[i]);
-        }
-    if (j < count)
         EACH for (int i = 0; i < 2; i++)
-            even[i] = _mm512_fmadd_ps(_mm512_set1_ps(weights[j]),
-                                      wide16(values + j * size + i * 16), even[i]);
-    EACH for (int i = 0; i < 2; i++)
-        narrow16(to + i * 16, _mm512_mul_ps(_mm512_add_ps(even[i], odd[i]), _mm512_set1_ps(scale)));
+        {
+            const bf16 *value = values + j * size + i * 16;
+            const __m512 first = wide16(value), second = wide16(value + size);
+            EACH for (int h = 0; h < H; h++)
+            {
+                const float *weight = weights + h * stride + j;
+                even[h * 2 + i] = _mm512_fmadd_ps(_mm512_set1_ps(weight[0]), first, even[h * 2 + i]);
+                odd[h * 2 + i] = _mm512_fmadd_ps(_mm512_set1_ps(weight[1]), second, odd[h * 2 + i]);
+            }
+        }
+    EACH for (int h = 0; h < H; h++) EACH for (int i = 0; i < 2; i++)
+    {
+        __m512 sum = even[h * 2 + i];
+        if (j < count)
+            sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[h * stride + j]),
+                                  wide16(values + j * size + i * 16), sum);
+        sum = _mm512_mul_ps(_mm512_add_ps(sum, odd[h * 2 + i]), _mm512_set1_ps(shares[h]));
+        narrow16(to + h * size + i * 16, sum);
+    }
 }
 
 struct attention {
@@ -103,21 +129,47 @@ static void store(const struct attention *a, long row, long k)
     __builtin_memcpy(to + half * a->capacity, key + half, a->size * sizeof(bf16));
 }
 
-/* Turns a row's query of one head and attends to all up to where the row stands. */
-static void look(const struct attention *a, long row, long head)
+/* The first token that a row sees. */
+INLINE long first_of(const struct attention *a, long row)
 {
-    const long size = a->size, last = a->positions[row], group = a->heads / a->kv_heads;
-    const long first = a->window && last >= a->window ? last - a->window + 1 : 0;
-    const long count = last + 1 - first, slot = a->slots[row] * 2 * a->kv_heads;
-    const bf16 *keys = a->stored + ((slot + head / group) * a->capacity + first) * size;
-    const bf16 *values = keys + a->kv_heads * a->capacity * size;
+    const long last = a->positions[row];
+    return a->window && last >= a->window ? last - a->window + 1 : 0;
+}
+
+/* The keys that a row's head sees, from the first on. */
+INLINE const bf16 *keys_of(const struct attention *a, long row, long head)
+{
+    const long shared = a->slots[row] * 2 * a->kv_heads + head / (a->heads / a->kv_heads);
+    return a->stored + (shared * a->capacity + first_of(a, row)) * a->size;
+}
+
+/* Turns a row's queries of H heads that share their keys and attends to all up to where the row stands. */
+INLINE void look(const struct attention *a, long row, long head, const struct later *later, const int H)
+{
+    const long size = a->size, count = a->positions[row] + 1 - first_of(a, row), stride = count + TILE;
+    const bf16 *keys = keys_of(a, row, head), *values = keys + a->kv_heads * a->capacity * size;
     const bf16 *cos = a->cos + row * a->turned, *sin = a->sin + row * a->turned;
-    bf16 query[size];
-    float weights[count + TILE];
-    turn(query, a->qkv + (row * (a->heads + 2 * a->kv_heads) + head) * size, cos, sin, a->turned, size);
-    const float share = weights_of(weights, query, keys, count, size, 1.f / __builtin_sqrtf((float)size));
+    const bf16 *asking = a->qkv + (row * (a->heads + 2 * a->kv_heads) + head) * size;
+    bf16 queries[H * size];
+    float weights[H * stride], shares[H];
+    for (int h = 0; h < H; h++) turn(queries + h * size, asking + h * size, cos, sin, a->turned, size);
+    weights_of(weights, shares, stride, queries, keys, count, size, later, H);
     for (long i = 0; i < size; i += 32)
-        mix(a->y + (row * a->heads + head) * size + i, weights, share, values + i, count, size);
+        mix(a->y + (row * a->heads + head) * size + i, weights, shares, stride, values + i, count, size, H);
+}
+
+/* All of one task: `heads` heads of a row that share their keys. */
+static void look_together(const struct attention *a, long task, long heads)
+{
+    const long tasks = a->heads / heads, next = task + 1 < a->rows * tasks ? task + 1 : task;
+    const bf16 *keys = keys_of(a, next / tasks, next % tasks * heads);
+    const struct later later = {keys, keys + a->kv_heads * a->capacity * a->size};
+    const long row = task / tasks, begin = task % tasks * heads, end = begin + heads;
+    for (long head = begin; head < end;) switch (end - head) {
+            case 1: look(a, row, head, &later, 1), head += 1; break;
+            case 2: look(a, row, head, &later, 2), head += 2; break;
+            default: look(a, row, head, &later, 3), head += 3;
+        }
 }
 
 /* The calling thread's share of both, once all are stored: several rows may be of one slot. */
@@ -127,8 +179,11 @@ static void share_of_attention(const struct attention *a, struct meeting *all)
     for (long task = 0; task < a->rows * a->kv_heads; task++)
         store(a, task / a->kv_heads, task % a->kv_heads);
     meet(all);
+    /* Heads that share keys read them together; of one row all threads need some. */
+    const long together = a->rows > 1 ? a->heads / a->kv_heads : 1, tasks = a->heads / together;
 #pragma omp for schedule(static) nowait
-    for (long task = 0; task < a->rows * a->heads; task++) look(a, task / a->heads, task % a->heads);
+    for (long task = 0; task < a->rows * tasks; task++)
+        look_together(a, task, together);
 }
 
 void attend(const bf16 *qkv, bf16 *stored, const int64_t *slots, const int64_t *positions,

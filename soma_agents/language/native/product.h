@@ -5,7 +5,10 @@
 
 #include "numbers.h"
 
-enum { GROUP = 32, MOST_ROWS = 8, MOST_TILES = 4, MOST_TOGETHER = 64 };
+enum { GROUP = 32, MOST_ROWS = 8, ABREAST = 2, MOST_TILES = 4, MOST_TOGETHER = 64 };
+
+/* Has the compiler hold an array in memory. */
+#define KEEP(array) __asm__ volatile("" : : "r"(array) : "memory")
 
 /* Numbers below it count as zero: 127 over them would be infinite. */
 #define LEAST 1e-36f
@@ -15,8 +18,9 @@ enum { GROUP = 32, MOST_ROWS = 8, MOST_TILES = 4, MOST_TOGETHER = 64 };
 
 struct matrix {
     const uint8_t *packed; /* see `pack` */
-    const bf16 *scales;    /* (tiles, groups, 2, 16): scale, then zero */
+    const bf16 *scales;    /* (tiles, groups, 2 or 3, 16): scale, sum of the packed numbers (int16), zero */
     int64_t bits, outputs, inputs;
+    int64_t affine; /* whether there are zeros */
 };
 
 /* Rows of x in whole numbers: x = (q + middle) · scale. */
@@ -96,52 +100,86 @@ static void to_bytes(const bf16 *x, long groups, uint32_t half, const struct rou
     }
 }
 
-/* One tile of 16 outputs for all rows, R of them. */
-INLINE void outputs_of(const struct product *p, long tile, const int R, const int bits)
+/* T tiles of 16 outputs for all rows, R of them. The sums stay in memory: registers are for the parts. */
+INLINE void outputs_of(const struct product *p, long tile, const int T, const int R, const int bits,
+                       const int affine)
 {
-    const long groups = p->m->inputs / GROUP;
+    const long inputs = p->m->inputs, groups = inputs / GROUP, block = BLOCK(bits);
     const __m512i low_half = _mm512_set1_epi8(15);
-    __m512 sum[MOST_ROWS];
-    EACH for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
+    __m512 sum[ABREAST * MOST_ROWS];
+    for (int i = 0; i < T * R; i++) sum[i] = _mm512_setzero_ps();
     for (long g = 0; g < groups; g++) {
-        const uint8_t *from = p->m->packed + (tile * groups + g) * BLOCK(bits);
+        const uint8_t *from = p->m->packed + (tile * groups + g) * block;
         const int8_t *x = p->x.q + g * GROUP;
-        __m512i part[MOST_ROWS], total = _mm512_setzero_si512();
-        EACH for (int r = 0; r < R; r++) part[r] = _mm512_set1_epi32(p->x.starts[r * groups + g]);
-        EACH for (int four = 0; four < 8; four++) {
-            __m512i w = _mm512_loadu_si512(from + (bits == 8 ? four : four / 2) * 64);
-            if (bits == 4) w = _mm512_and_si512(four % 2 ? _mm512_srli_epi16(w, 4) : w, low_half);
-            total = _mm512_dpbusd_epi32(total, w, _mm512_set1_epi8(1));
-            EACH for (int r = 0; r < R; r++) {
+        __m512i part[ABREAST * MOST_ROWS];
+        EACH for (int r = 0; r < R; r++) EACH for (int t = 0; t < T; t++)
+            part[r * T + t] = _mm512_set1_epi32(p->x.starts[r * groups + g]);
+        EACH for (int four = 0; four < GROUP / 4; four++)
+        {
+            __m512i w[ABREAST];
+            EACH for (int t = 0; t < T; t++)
+            {
+                const uint8_t *line = from + t * groups * block + (bits == 8 ? four : four / 2) * 64;
+                w[t] = _mm512_loadu_si512(line);
+                if (bits == 8 || four % 2) __builtin_prefetch(line + T * groups * block, 0, 2);
+                if (bits == 4)
+                    w[t] = _mm512_and_si512(four % 2 ? _mm512_srli_epi16(w[t], 4) : w[t], low_half);
+            }
+            EACH for (int r = 0; r < R; r++)
+            {
                 int numbers;
-                __builtin_memcpy(&numbers, x + r * p->m->inputs + four * 4, 4);
-                part[r] = _mm512_dpbusd_epi32(part[r], w, _mm512_set1_epi32(numbers));
+                __builtin_memcpy(&numbers, x + r * inputs + four * 4, 4);
+                const __m512i some = _mm512_set1_epi32(numbers);
+                EACH for (int t = 0; t < T; t++)
+                    part[r * T + t] = _mm512_dpbusd_epi32(part[r * T + t], w[t], some);
             }
         }
-        const bf16 *scales = p->m->scales + (tile * groups + g) * 2 * TILE;
-        const __m512 scale = wide16(scales), zero = wide16(scales + TILE);
-        EACH for (int r = 0; r < R; r++) {
-            const __m512 steps = _mm512_mul_ps(scale, _mm512_set1_ps(p->x.scales[r * groups + g]));
-            const __m512 x_sum = _mm512_set1_ps(p->x.sums[r * groups + g]);
-            const __m512i middle = _mm512_set1_epi32(p->x.middles[r * groups + g]);
-            part[r] = _mm512_dpwssd_epi32(part[r], total, middle);
-            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r]), steps, sum[r]);
-            sum[r] = _mm512_fmadd_ps(zero, x_sum, sum[r]);
+        EACH for (int t = 0; t < T; t++)
+        {
+            const bf16 *scales = p->m->scales + ((tile + t) * groups + g) * (2 + affine) * TILE;
+            const bf16 *later = scales + T * groups * (2 + affine) * TILE;
+            __builtin_prefetch(later, 0, 2), __builtin_prefetch(later + 2 * TILE, 0, 2);
+            const __m512 scale = wide16(scales);
+            const __m512i total = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(scales + TILE)));
+            EACH for (int r = 0; r < R; r++)
+            {
+                const __m512 steps = _mm512_mul_ps(scale, _mm512_set1_ps(p->x.scales[r * groups + g]));
+                const __m512i middle = _mm512_set1_epi32(p->x.middles[r * groups + g]);
+                const __m512i whole = _mm512_dpwssd_epi32(part[r * T + t], total, middle);
+                __m512 more = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), steps, sum[r * T + t]);
+                if (affine)
+                    more = _mm512_fmadd_ps(wide16(scales + 2 * TILE),
+                                           _mm512_set1_ps(p->x.sums[r * groups + g]), more);
+                sum[r * T + t] = more;
+            }
         }
+        KEEP(sum);
     }
-    EACH for (int r = 0; r < R; r++) narrow16(p->y + r * p->m->outputs + tile * TILE, sum[r]);
+    EACH for (int r = 0; r < R; r++) EACH for (int t = 0; t < T; t++)
+        narrow16(p->y + r * p->m->outputs + (tile + t) * TILE, sum[r * T + t]);
 }
 
 /* Tiles from `tile` to `end`. */
-INLINE void some_outputs(const struct product *p, long rows, long tile, long end, const int bits)
+INLINE void some_outputs(const struct product *p, long rows, long tile, long end, const int bits,
+                         const int affine)
 {
-#define WALK(R)                                                   \
-    case R:                                                       \
-        for (; tile < end; tile++) outputs_of(p, tile, R, bits); \
+#define WALK(R)                                                           \
+    case R:                                                               \
+        for (; tile + ABREAST <= end; tile += ABREAST)                    \
+            outputs_of(p, tile, ABREAST, R, bits, affine);          \
+        if (tile < end) outputs_of(p, tile, 1, R, bits, affine);    \
         break;
     switch (rows) {
         WALK(1) WALK(2) WALK(3) WALK(4) WALK(5) WALK(6) WALK(7) WALK(8)
     }
+}
+
+/* The same for each kind of matrix. */
+static void outputs_by_kind(const struct product *p, long rows, long tile, long end)
+{
+    if (p->m->bits == 4) some_outputs(p, rows, tile, end, 4, 1);
+    else if (p->m->affine) some_outputs(p, rows, tile, end, 8, 1);
+    else some_outputs(p, rows, tile, end, 8, 0);
 }
 
 /* Up to MOST_TOGETHER rows and tiles `tile` to `end`: a few tiles for all rows, then the next, so that
@@ -163,8 +201,7 @@ static void rows_together(const struct matrix *m, const bf16 *x, long rows, bf16
                 m,
                 {q + row * m->inputs, scales + at, sums + at, middles + at, starts + at},
                 y + row * m->outputs};
-            if (m->bits == 8) some_outputs(&p, some, tile, stop, 8);
-            else some_outputs(&p, some, tile, stop, 4);
+            outputs_by_kind(&p, some, tile, stop);
         }
     }
 }
