@@ -10,6 +10,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import asyncio
+import itertools
 import json
 import statistics
 import time
@@ -69,12 +70,21 @@ def peer_rate(peer: torch.nn.Module, prompt: tuple[int, ...]) -> float:
     return (made.shape[1] - len(prompt)) / (time.perf_counter() - started)
 
 
+_people = itertools.count()
+
+
 async def rate(
     engine: Engine, model: LanguageModel, streams: int, tokens: int = TOKENS
 ) -> tuple[float, float]:
-    """Tokens a second of `streams` requests together, and the slowest first token in seconds."""
+    """Tokens a second of `streams` requests together, and the slowest first token in seconds.
+
+    Each is of somebody else, so that no prompt is known from before: the peers know none either.
+    """
     sampling = Sampling(temperature=0, max_tokens=tokens)
-    requests = [GenerationRequest(prompt_of(model, n), sampling) for n in range(streams)]
+    requests = [
+        GenerationRequest(prompt_of(model, n), sampling, tenant=f"person {next(_people)}")
+        for n in range(streams)
+    ]
     started = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(finish(engine, request)) for request in requests]
