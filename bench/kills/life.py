@@ -72,8 +72,13 @@ def settings_of(home: Path) -> Settings:
 
 
 def hurry() -> None:
-    """Lives are short: a wait of seconds after a failure would never end."""
-    host.RETRY_SECONDS = (0.0, 0.02, 0.05, 0.1, 0.2)
+    """Lives are short: a wait of seconds after a failure would never end.
+
+    Without such waits five deaths in a row beside one innocent event are no rarity on a busy machine,
+    where handling it takes a good part of a life. So it takes more of them to bury it.
+    """
+    host.MAX_ATTEMPTS = 20
+    host.RETRY_SECONDS = (0.0, 0.02, 0.05, 0.1) + (0.2,) * (host.MAX_ATTEMPTS - 4)
 
 
 def live(plan: Plan, tell: Connection) -> None:
