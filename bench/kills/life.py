@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Literal, NoReturn
+from unittest.mock import patch
 
 from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError
@@ -71,21 +73,22 @@ def settings_of(home: Path) -> Settings:
     )
 
 
-def hurry() -> None:
+def hurried() -> AbstractContextManager[object]:
     """Lives are short: a wait of seconds after a failure would never end.
 
     Without such waits five deaths in a row beside one innocent event are no rarity on a busy machine,
     where handling it takes a good part of a life. So it takes more of them to bury it.
     """
-    host.MAX_ATTEMPTS = 20
-    host.RETRY_SECONDS = (0.0, 0.02, 0.05, 0.1) + (0.2,) * (host.MAX_ATTEMPTS - 4)
+    attempts = 20
+    waits = (0.0, 0.02, 0.05, 0.1) + (0.2,) * (attempts - 4)
+    return patch.multiple(host, MAX_ATTEMPTS=attempts, RETRY_SECONDS=waits)
 
 
 def live(plan: Plan, tell: Connection) -> None:
     """Where a forked process begins."""
-    hurry()
     try:
-        asyncio.run(_live(plan, tell))
+        with hurried():
+            asyncio.run(_live(plan, tell))
     except ConflictError as error:
         tell.send(("refused", [str(error)]))
 

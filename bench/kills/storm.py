@@ -14,7 +14,7 @@ from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
 
 import psutil
 
-from bench.kills.life import Plan, Tale, hurry, live, prepare
+from bench.kills.life import Plan, Tale, hurried, live, prepare
 from bench.kills.promises import Account, Findings, champion_holds, check
 
 KILLS_A_HOME = 100
@@ -176,18 +176,18 @@ class _Storm:
 
 def storm(kills: int, seed: int, *, a_home: int = KILLS_A_HOME) -> Tally:
     """So many kills, over as many data directories as that takes, each looked through at the end."""
-    hurry()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more would be threads in the server
     tally, number = Tally(), 0
-    while tally.kills < kills:
-        number += 1
-        with tempfile.TemporaryDirectory(dir=_fast()) as place:
-            home = Path(place) / "home"
-            prepare(home)
-            one = _Storm(home, f"{seed}/{number}", tally)
-            one.rage(min(a_home, kills - tally.kills))
-            tally.orphans += _orphans()
-            tally.findings += check(home, Path(place) / "anew", one.account)
+    with hurried():
+        while tally.kills < kills:
+            number += 1
+            with tempfile.TemporaryDirectory(dir=_fast()) as place:
+                home = Path(place) / "home"
+                prepare(home)
+                one = _Storm(home, f"{seed}/{number}", tally)
+                one.rage(min(a_home, kills - tally.kills))
+                tally.orphans += _orphans()
+                tally.findings += check(home, Path(place) / "anew", one.account)
     return tally
 
 
