@@ -1,14 +1,13 @@
 """One life of a SOMA: it starts, people talk to it, rounds run, until somebody kills it."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Literal, NoReturn
-from unittest.mock import patch
 
 from arbiters.envelope import Envelope
 from arbiters.errors import ConflictError
@@ -73,15 +72,19 @@ def settings_of(home: Path) -> Settings:
     )
 
 
-def hurried() -> AbstractContextManager[object]:
+@contextmanager
+def hurried() -> Iterator[None]:
     """Lives are short: a wait of seconds after a failure would never end.
 
     Without such waits five deaths in a row beside one innocent event are no rarity on a busy machine,
     where handling it takes a good part of a life. So it takes more of them to bury it.
     """
-    attempts = 20
-    waits = (0.0, 0.02, 0.05, 0.1) + (0.2,) * (attempts - 4)
-    return patch.multiple(host, MAX_ATTEMPTS=attempts, RETRY_SECONDS=waits)
+    usual = host.MAX_ATTEMPTS, host.RETRY_SECONDS
+    host.MAX_ATTEMPTS, host.RETRY_SECONDS = 20, (0.0, 0.02, 0.05, 0.1) + (0.2,) * 16
+    try:
+        yield
+    finally:
+        host.MAX_ATTEMPTS, host.RETRY_SECONDS = usual
 
 
 def live(plan: Plan, tell: Connection) -> None:
