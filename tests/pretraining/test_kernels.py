@@ -13,7 +13,7 @@ def drawn(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).requires_grad_()
 
 
-def agree(fast, plain, *inputs):
+def assert_alike(fast, plain, *inputs):
     """Values and gradients, the latter behind a loss that weighs each output differently."""
     grads = []
     for form in (fast, plain):
@@ -25,7 +25,7 @@ def agree(fast, plain, *inputs):
 
 
 def test_a_norm_is_the_plain_norm():
-    agree(
+    assert_alike(
         lambda x: kernels.norm(x, 1e-6),
         lambda x: functional.rms_norm(x, (24,), eps=1e-6),
         drawn(3, 5, 24),
@@ -41,7 +41,7 @@ def test_a_rotation_is_the_plain_rotation():
         )
         return rotate(x, cos, sin).transpose(1, 2)
 
-    agree(lambda x: kernels.rotated(x, angles.cos(), angles.sin()), plain, drawn(2, 7, 3, 8))
+    assert_alike(lambda x: kernels.rotated(x, angles.cos(), angles.sin()), plain, drawn(2, 7, 3, 8))
 
 
 @pytest.mark.parametrize("length", [5, 128, 300])
@@ -58,7 +58,7 @@ def test_attention_in_blocks_is_the_plain_attention(length, window, kept, monkey
     def plain(q, k, v):
         return plain_attention(q, k, v, seen.triu(1 - window) if window else seen)
 
-    agree(fast, plain, q, k, v)
+    assert_alike(fast, plain, q, k, v)
 
 
 def test_a_gated_unit_is_the_plain_one():
@@ -66,11 +66,11 @@ def test_a_gated_unit_is_the_plain_one():
         gate, up = x.chunk(2, dim=-1)
         return functional.silu(gate) * up
 
-    agree(kernels.gated_unit, plain, drawn(4, 3, 20))
+    assert_alike(kernels.gated_unit, plain, drawn(4, 3, 20))
 
 
 def test_a_squared_relu_is_the_plain_one():
-    agree(kernels.squared_relu, lambda x: functional.relu(x) ** 2, drawn(4, 3, 20))
+    assert_alike(kernels.squared_relu, lambda x: functional.relu(x) ** 2, drawn(4, 3, 20))
 
 
 @pytest.mark.parametrize("cap", [0.0, 5.0])
@@ -87,7 +87,7 @@ def test_cross_entropy_in_blocks_is_the_plain_one(cap):
     def fast(hidden, table):
         return kernels.cross_entropy(hidden, table, table.detach(), targets, cap=cap)
 
-    agree(fast, plain, hidden, table)
+    assert_alike(fast, plain, hidden, table)
 
 
 def test_an_impossible_target_costs_much_but_not_infinitely_much():
