@@ -218,33 +218,34 @@ LIVES = {"log": of_a_log, "host": of_a_host, "files": of_files}
 # --- every n -------------------------------------------------------------------------------
 
 
-def every_write(name: str) -> dict[str, Any]:
-    """Live with room for 0, 1, 2 … writes until there is room for all; in a process of its own."""
+def every_write(name: str, stride: int = 1) -> dict[str, Any]:
+    """Live with room for 0, 1, 2 … writes until there is room for all; in a process of its own.
+
+    With a `stride` of three for 0, 3, 6 … writes.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_every_write, name).result()
+        return process.submit(_every_write, name, stride).result()
 
 
-def _every_write(name: str) -> dict[str, Any]:
+def _every_write(name: str, stride: int) -> dict[str, Any]:
     sqlite, files = RecordingVfs(), PlainFiles()
     failures: list[str] = []
-    places = 0
+    room = places = 0
     while True:
         home = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))  # noqa: S108
-        disk = FullDisk(home, places)
+        disk = FullDisk(home, room)
         sqlite.recorder = files.disk = disk
         try:
             asyncio.run(LIVES[name](disk.root, disk))
         except Exception as error:  # noqa: BLE001 - whatever it is, it was not survived
-            failures.append(
-                f"{name} with room for {places} writes: {type(error).__name__}: {error}"
-            )
+            failures.append(f"{name} with room for {room} writes: {type(error).__name__}: {error}")
         finally:
             sqlite.recorder = files.disk = None
             with suppress(OSError):
                 shutil.rmtree(home)
         if not disk.refused:
             return {"places": places, "failures": failures}
-        places += 1
+        room, places = room + stride, places + 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
