@@ -13,6 +13,7 @@ from typing import Self
 
 from arbiters.envelope import Envelope
 from arbiters.errors import SomaError
+from arbiters.evaluation.verdicts import CHAMPION_CHANGED
 from bench.kills.life import settings_of
 from bench.kills.replay import differences, settle
 from soma_agents.settings import Settings
@@ -200,19 +201,30 @@ def _look_at_rounds(events: Sequence[Envelope], findings: Findings) -> None:
 
 
 def _look_at_models(events: Sequence[Envelope], findings: Findings) -> None:
-    """Nothing was promoted without a verdict on the same model; every model is whole."""
+    """Nothing was promoted without a verdict on the same model; every model is whole.
+
+    Held for no other reason than that a person changed the champion meanwhile is proven, too: that
+    person may choose it afterwards.
+    """
     passed: set[str] = set()
+    verdicts: dict[str, str] = {}
     for event in events:
         if event.type == "TrainingFinished":
             manifest = verify_manifest(Path(event.payload["path"]))
             if manifest["model"] != event.payload["model"]:
                 findings.broken.append(f"{event.payload['model']} is not what its name says")
-        elif event.type == "EvaluationFinished" and event.payload["verdict"] == "promoted":
-            passed.add(event.payload["candidate"])
+        elif event.type == "EvaluationFinished":
+            verdict, because = event.payload["verdict"], event.payload["because"]
+            verdicts[event.payload["candidate"]] = f"{verdict}: {because}"
+            if verdict == "promoted" or because == CHAMPION_CHANGED:
+                passed.add(event.payload["candidate"])
     # The first model has nobody to be compared with; a person may choose it again.
     promoted = {
         event.payload["model"]
         for event in events
         if event.type == "ModelPromoted" and event.payload["name"] != "soma-v0"
     }
-    findings.broken += [f"{model} went live unproven" for model in promoted - passed]
+    findings.broken += [
+        f"{model} went live unproven ({verdicts.get(model, 'no verdict')})"
+        for model in promoted - passed
+    ]
