@@ -40,10 +40,9 @@ def dense(stored: Stored) -> torch.Tensor:
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Whole numbers times a step, a 254th of the range of 32 numbers and zero."""
+    """Whole numbers times a step, a 127th of the largest of 32 numbers."""
     groups = x.float().view(len(x), -1, 32)
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    steps = (high.clamp(min=0) - low.clamp(max=0)) / 254
+    steps = groups.abs().amax(-1, keepdim=True) / 127
     return ((groups / steps).round() * steps).view(x.shape)
 
 

@@ -72,9 +72,9 @@ class Product:
     """A product with stored blocks (see `linear.Stored`): x (B, inputs) → (B, outputs)."""
 
     def __init__(self, multiply: Callable[..., None], packed: Tensor, scales: Tensor) -> None:
-        """`packed` (outputs, inputs · bits / 8) bytes, `scales` (tiles, groups, 2 or 3, 16)."""
+        """`packed` (outputs, inputs · bits / 8) bytes, `scales` (tiles, groups, 1 or 2, 16)."""
         outputs, inputs = packed.shape[0], scales.shape[1] * GROUP
-        bits, affine = packed.shape[1] * 8 // inputs, scales.shape[2] - 2
+        bits, affine = packed.shape[1] * 8 // inputs, scales.shape[2] - 1
         self._multiply, self._kept, self._outputs = multiply, (packed, scales), outputs
         pointers = packed.data_ptr(), scales.data_ptr()
         self.matrix = _Matrix(*pointers, bits, outputs, inputs, affine)
@@ -187,12 +187,8 @@ class Kernels:
         outputs, inputs = q.shape
         packed = torch.empty(outputs, inputs * bits // 8, dtype=torch.uint8)
         self._pack(q.contiguous().data_ptr(), outputs, inputs, bits, packed.data_ptr())
-        scale, zero = scale.to(torch.bfloat16), zero.to(torch.bfloat16)
-        sums = q.view(outputs, -1, GROUP).sum(-1) + GROUP * 2 ** (bits - 1)
-        columns = [scale, sums.short().view(torch.bfloat16)]
-        if bits < WIDE or zero.any():
-            columns.append(zero)
-        rows = torch.stack(columns, dim=-1).view(outputs // TILE, TILE, inputs // GROUP, -1)
+        columns = [scale, zero] if bits < WIDE or zero.any() else [scale]
+        rows = torch.stack(columns, dim=-1).to(torch.bfloat16).view(outputs // TILE, TILE, inputs // GROUP, -1)
         scales = rows.permute(0, 2, 3, 1)
         return Product(self._product, self._shelf.put(packed), self._shelf.put(scales))
 
