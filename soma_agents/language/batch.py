@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soma_agents.language.cache import BatchCache, PromptCache, blocks
 from soma_agents.language.decoder import Decoder
-from soma_agents.language.drafts import MOST_ROWS, Drafter, worthwhile
+from soma_agents.language.drafts import FIRST_ROWS, Drafter, worthwhile
 from soma_agents.language.mixed_lora import MixedLora
 from soma_agents.language.model import LanguageModel
 from soma_agents.language.prefixes import CHUNK, PIECE, PrefixCache, chunk_end
@@ -148,7 +148,7 @@ class Batch:
 
     def _drafted(self) -> list[list[int]]:
         """What is checked beside the newest token of each running reply, as far as it pays."""
-        if not self._drafts or len(self.decoding) >= MOST_ROWS:
+        if not self._drafts or len(self.decoding) >= FIRST_ROWS:
             return [[] for _ in self.decoding]
         offers = [(s.drafter, s.limit - s.generated - 1) for s in self.decoding if s.drafter]
         return worthwhile(offers)

@@ -22,8 +22,9 @@ MEMORY = 0.9
 """Share of what was learnt about this reply that a step leaves."""
 MOST_ROWS = 16
 """Rows of a step with drafts at most."""
-FIXED_ROWS = 5
-"""What a step costs however few its rows are, in rows (`python -m bench.lookup`, `step_ms`)."""
+FIXED_ROWS, FIRST_ROWS = 8, 8
+"""What a step costs however few its rows are, in rows; those beyond the first ones cost twice as much
+(`python -m bench.lookup`, `step_ms`), so that with as many replies no draft pays."""
 
 
 class Drafter:
@@ -89,8 +90,14 @@ def worthwhile(drafters: Sequence[tuple[Drafter, int]]) -> list[list[int]]:
     ]
     lengths, expected = [0] * rows, float(rows)
     for chance, at in sorted(chances, reverse=True)[: MOST_ROWS - rows]:
-        if chance * (FIXED_ROWS + rows) <= expected:  # fewer tokens for the time than without it
+        more = _cost(rows + 1) - _cost(rows)
+        if chance * _cost(rows) <= expected * more:  # fewer tokens for the time than without it
             break
         lengths[at] += 1
         rows, expected = rows + 1, expected + chance
     return [guess[:length] for guess, length in zip(guesses, lengths, strict=True)]
+
+
+def _cost(rows: int) -> int:
+    """Of a step."""
+    return FIXED_ROWS + rows + max(0, rows - FIRST_ROWS)

@@ -188,7 +188,11 @@ class Kernels:
         packed = torch.empty(outputs, inputs * bits // 8, dtype=torch.uint8)
         self._pack(q.contiguous().data_ptr(), outputs, inputs, bits, packed.data_ptr())
         columns = [scale, zero] if bits < WIDE or zero.any() else [scale]
-        rows = torch.stack(columns, dim=-1).to(torch.bfloat16).view(outputs // TILE, TILE, inputs // GROUP, -1)
+        rows = (
+            torch.stack(columns, dim=-1)
+            .to(torch.bfloat16)
+            .view(outputs // TILE, TILE, inputs // GROUP, -1)
+        )
         scales = rows.permute(0, 2, 3, 1)
         return Product(self._product, self._shelf.put(packed), self._shelf.put(scales))
 

@@ -47,66 +47,78 @@ struct later {
     const bf16 *keys, *values;
 };
 
-/* Scores of H queries with `count` keys become weights, `stride` apart; `shares` is one over their sums.
-   Meanwhile the keys and values that are looked at `later` are fetched. */
-INLINE void weights_of(float *weights, float *shares, long stride, const bf16 *queries, const bf16 *keys,
+/* Fetches what is looked at `later`, from number `i` to `end`. */
+INLINE void fetch(const bf16 *later, long i, long end)
+{
+    for (; i < end; i += GROUP) __builtin_prefetch(later + i, 0, 2);
+}
+
+/* Scores of H queries with `count` keys become weights, `stride` apart, and none behind them; `shares` is
+   one over their sums. Meanwhile the keys that are looked at `later` are fetched. */
+INLINE void weights_of(bf16 *weights, float *shares, long stride, const bf16 *queries, const bf16 *keys,
                        long count, long size, const struct later *later, const int H)
 {
     const __m512 scale = _mm512_set1_ps(1.f / __builtin_sqrtf((float)size));
     __m512 most[H];
+    float scores[H * stride];
     EACH for (int h = 0; h < H; h++) most[h] = _mm512_set1_ps(-__builtin_inff());
-    for (long j = 0; j < count; j += 16) {
-        const __mmask16 real = count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF;
-        for (long i = j * size; later->keys != keys && i < (j + 16) * size; i += GROUP)
-            __builtin_prefetch(later->keys + i, 0, 2), __builtin_prefetch(later->values + i, 0, 2);
+    for (long j = 0; j < count; j += TILE) {
+        const __mmask16 real = count - j < TILE ? (1u << (count - j)) - 1 : 0xFFFF;
+        fetch(later->keys, j * size, (j + TILE) * size);
         EACH for (int h = 0; h < H; h++)
         {
             const __m512 sums = dots(queries + h * size, keys + j * size, count - j, size);
-            const __m512 scores = _mm512_mul_ps(sums, scale);
-            most[h] = _mm512_mask_max_ps(most[h], real, most[h], scores);
-            _mm512_storeu_ps(weights + h * stride + j, scores);
+            const __m512 some = _mm512_mask_mul_ps(_mm512_set1_ps(-__builtin_inff()), real, sums, scale);
+            most[h] = _mm512_max_ps(most[h], some);
+            _mm512_storeu_ps(scores + h * stride + j, some);
         }
     }
-    for (int h = 0; h < H; h++, weights += stride) {
+    EACH for (int h = 0; h < H; h++)
+    {
         const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most[h]));
         __m512 total = _mm512_setzero_ps();
-        for (long j = 0; j < count; j += 16) {
-            const __mmask16 real = count - j < 16 ? (1u << (count - j)) - 1 : 0xFFFF;
-            const __m512 weight = exp16(_mm512_sub_ps(_mm512_loadu_ps(weights + j), top));
-            total = _mm512_mask_add_ps(total, real, total, weight);
-            _mm512_storeu_ps(weights + j, weight);
+        for (long j = 0; j < count; j += TILE) {
+            const __m512 weight = exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + h * stride + j), top));
+            narrow16(weights + h * stride + j, weight);
+            total = _mm512_add_ps(total, wide16(weights + h * stride + j));
         }
         shares[h] = 1.f / _mm512_reduce_add_ps(total);
     }
 }
 
-/* 32 numbers of H weighted sums of values, `size` apart. */
-INLINE void mix(bf16 *to, const float *weights, const float *shares, long stride, const bf16 *values,
-                long count, long size, const int H)
+/* 32 · W numbers of H weighted sums of values, `size` apart, two of them at once; the values that are
+   looked at `later` are fetched. */
+INLINE void mix(bf16 *to, const bf16 *weights, const float *shares, long stride, const bf16 *values,
+                long count, long size, const bf16 *later, const int W, const int H)
 {
-    __m512 even[2 * H], odd[2 * H];
-    EACH for (int i = 0; i < 2 * H; i++) even[i] = odd[i] = _mm512_setzero_ps();
-    long j = 0;
-    for (; j + 2 <= count; j += 2)
-        EACH for (int i = 0; i < 2; i++)
+    __m512 low[W * H], high[W * H];
+    EACH for (int i = 0; i < W * H; i++) low[i] = high[i] = _mm512_setzero_ps();
+    for (long j = 0; j < count; j += 2) {
+        const bf16 *value = values + j * size, *second = j + 1 < count ? value + size : value;
+        EACH for (int w = 0; w < W; w++)
         {
-            const bf16 *value = values + j * size + i * 16;
-            const __m512 first = wide16(value), second = wide16(value + size);
+            const __m512i one = _mm512_loadu_si512(value + w * 32), other = _mm512_loadu_si512(second + w * 32);
+            const __m512i lows = _mm512_unpacklo_epi16(one, other), highs = _mm512_unpackhi_epi16(one, other);
+            __builtin_prefetch(later + j * size + w * 32, 0, 2);
+            __builtin_prefetch(later + (j + 1) * size + w * 32, 0, 2);
             EACH for (int h = 0; h < H; h++)
             {
-                const float *weight = weights + h * stride + j;
-                even[h * 2 + i] = _mm512_fmadd_ps(_mm512_set1_ps(weight[0]), first, even[h * 2 + i]);
-                odd[h * 2 + i] = _mm512_fmadd_ps(_mm512_set1_ps(weight[1]), second, odd[h * 2 + i]);
+                int pair;
+                __builtin_memcpy(&pair, weights + h * stride + j, 4);
+                const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+                low[h * W + w] = _mm512_dpbf16_ps(low[h * W + w], (__m512bh)lows, both);
+                high[h * W + w] = _mm512_dpbf16_ps(high[h * W + w], (__m512bh)highs, both);
             }
         }
-    EACH for (int h = 0; h < H; h++) EACH for (int i = 0; i < 2; i++)
+    }
+    const __m512i order = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11); /* as before the unpacking */
+    EACH for (int h = 0; h < H; h++) EACH for (int w = 0; w < W; w++)
     {
-        __m512 sum = even[h * 2 + i];
-        if (j < count)
-            sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[h * stride + j]),
-                                  wide16(values + j * size + i * 16), sum);
-        sum = _mm512_mul_ps(_mm512_add_ps(sum, odd[h * 2 + i]), _mm512_set1_ps(shares[h]));
-        narrow16(to + h * size + i * 16, sum);
+        const __m512 share = _mm512_set1_ps(shares[h]);
+        const __m256i lows = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(low[h * W + w], share));
+        const __m256i highs = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(high[h * W + w], share));
+        const __m512i all = _mm512_permutex2var_epi64(_mm512_castsi256_si512(lows), order, _mm512_castsi256_si512(highs));
+        _mm512_storeu_si512(to + h * size + w * 32, all);
     }
 }
 
@@ -150,12 +162,16 @@ INLINE void look(const struct attention *a, long row, long head, const struct la
     const bf16 *keys = keys_of(a, row, head), *values = keys + a->kv_heads * a->capacity * size;
     const bf16 *cos = a->cos + row * a->turned, *sin = a->sin + row * a->turned;
     const bf16 *asking = a->qkv + (row * (a->heads + 2 * a->kv_heads) + head) * size;
-    bf16 queries[H * size];
-    float weights[H * stride], shares[H];
+    bf16 queries[H * size], weights[H * stride];
+    float shares[H];
     for (int h = 0; h < H; h++) turn(queries + h * size, asking + h * size, cos, sin, a->turned, size);
     weights_of(weights, shares, stride, queries, keys, count, size, later, H);
-    for (long i = 0; i < size; i += 32)
-        mix(a->y + (row * a->heads + head) * size + i, weights, shares, stride, values + i, count, size, H);
+    bf16 *to = a->y + (row * a->heads + head) * size;
+    long i = 0;
+    for (; i + 64 <= size; i += 64)
+        mix(to + i, weights, shares, stride, values + i, count, size, later->values + i, 2, H);
+    for (; i < size; i += 32)
+        mix(to + i, weights, shares, stride, values + i, count, size, later->values + i, 1, H);
 }
 
 /* All of one task: `heads` heads of a row that share their keys. */

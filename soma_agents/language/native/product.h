@@ -5,10 +5,9 @@
 
 #include "numbers.h"
 
-#ifndef AHEAD
-#define AHEAD 8192
-#endif
-enum { GROUP = 32, MOST_ROWS = 8, ABREAST = 8, MOST_TILES = 4, MOST_TOGETHER = 64 };
+/* AHEAD: bytes of weights between those multiplied and those fetched. As many sums and parts of sums as
+   MOST_ROWS stay in registers. */
+enum { GROUP = 32, MOST_ROWS = 8, MOST_TILES = 4, MOST_TOGETHER = 64, AHEAD = 8192 };
 
 /* Numbers below it count as zero: 127 over them would be infinite. */
 #define LEAST 1e-36f
@@ -86,69 +85,54 @@ static void to_bytes(const bf16 *x, long groups, int half, const struct rounded 
     }
 }
 
-/* T tiles of 16 outputs for all rows, R of them: as many sums and parts of sums as stay in registers. */
-INLINE void outputs_of(const struct product *p, long tile, const int T, const int R, const int bits,
-                       const int affine)
+/* A tile of 16 outputs for all rows, R of them. */
+INLINE void outputs_of(const struct product *p, long tile, const int R, const int bits, const int affine)
 {
     const long inputs = p->m->inputs, groups = inputs / GROUP, block = BLOCK(bits);
     const __m512i low_half = _mm512_set1_epi8(15);
-    __m512 sum[ABREAST];
-    EACH for (int i = 0; i < T * R; i++) sum[i] = _mm512_setzero_ps();
+    __m512 sum[MOST_ROWS];
+    EACH for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
     for (long g = 0; g < groups; g++) {
         const uint8_t *from = p->m->packed + (tile * groups + g) * block;
+        const bf16 *scales = p->m->scales + (tile * groups + g) * (1 + affine) * TILE;
         const int8_t *x = p->x.q + g * GROUP;
-        __m512i part[ABREAST];
-        EACH for (int r = 0; r < R; r++) EACH for (int t = 0; t < T; t++)
-            part[r * T + t] = _mm512_set1_epi32(p->x.starts[r * groups + g]);
+        __m512i part[MOST_ROWS];
+        EACH for (int r = 0; r < R; r++) part[r] = _mm512_set1_epi32(p->x.starts[r * groups + g]);
         EACH for (int four = 0; four < GROUP / 4; four++)
         {
-            __m512i w[ABREAST];
-            EACH for (int t = 0; t < T; t++)
-            {
-                const uint8_t *line = from + t * groups * block + (bits == 8 ? four : four / 2) * 64;
-                w[t] = _mm512_loadu_si512(line);
-                if (bits == 8 || four % 2) __builtin_prefetch(line + AHEAD, 0, 2);
-                if (bits == 4)
-                    w[t] = _mm512_and_si512(four % 2 ? _mm512_srli_epi16(w[t], 4) : w[t], low_half);
-            }
+            const uint8_t *line = from + (bits == 8 ? four : four / 2) * 64;
+            __m512i w = _mm512_loadu_si512(line);
+            if (bits == 8 || four % 2) __builtin_prefetch(line + AHEAD, 0, 2);
+            if (bits == 4) w = _mm512_and_si512(four % 2 ? _mm512_srli_epi16(w, 4) : w, low_half);
             EACH for (int r = 0; r < R; r++)
             {
                 int numbers;
                 __builtin_memcpy(&numbers, x + r * inputs + four * 4, 4);
-                EACH for (int t = 0; t < T; t++)
-                    part[r * T + t] = _mm512_dpbusd_epi32(part[r * T + t], w[t], _mm512_set1_epi32(numbers));
+                part[r] = _mm512_dpbusd_epi32(part[r], w, _mm512_set1_epi32(numbers));
             }
         }
-        EACH for (int t = 0; t < T; t++)
+        __builtin_prefetch(scales + AHEAD / 2 / (bits * 2), 0, 2);
+        const __m512 scale = wide16(scales), zero = affine ? wide16(scales + TILE) : scale;
+        EACH for (int r = 0; r < R; r++)
         {
-            const bf16 *scales = p->m->scales + ((tile + t) * groups + g) * (1 + affine) * TILE;
-            __builtin_prefetch(scales + AHEAD / 16, 0, 2);
-            const __m512 scale = wide16(scales), zero = affine ? wide16(scales + TILE) : scale;
-            EACH for (int r = 0; r < R; r++)
-            {
-                const __m512 steps = _mm512_mul_ps(scale, _mm512_set1_ps(p->x.scales[r * groups + g]));
-                __m512 more = sum[r * T + t];
-                if (affine) more = _mm512_fmadd_ps(zero, _mm512_set1_ps(p->x.sums[r * groups + g]), more);
-                sum[r * T + t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r * T + t]), steps, more);
-            }
+            const __m512 steps = _mm512_mul_ps(scale, _mm512_set1_ps(p->x.scales[r * groups + g]));
+            if (affine) sum[r] = _mm512_fmadd_ps(zero, _mm512_set1_ps(p->x.sums[r * groups + g]), sum[r]);
+            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r]), steps, sum[r]);
         }
     }
-    EACH for (int r = 0; r < R; r++) EACH for (int t = 0; t < T; t++)
-        narrow16(p->y + r * p->m->outputs + (tile + t) * TILE, sum[r * T + t]);
+    EACH for (int r = 0; r < R; r++) narrow16(p->y + r * p->m->outputs + tile * TILE, sum[r]);
 }
 
 /* Tiles from `tile` to `end`. */
 INLINE void some_outputs(const struct product *p, long rows, long tile, long end, const int bits,
                          const int affine)
 {
-#define WALK(R, T)                                                        \
-    case R:                                                               \
-        for (; tile + T <= end; tile += T)                                \
-            outputs_of(p, tile, T, R, bits, affine);                      \
-        for (; tile < end; tile++) outputs_of(p, tile, 1, R, bits, affine); \
+#define WALK(R)                                                                       \
+    case R:                                                                           \
+        for (; tile < end; tile++) outputs_of(p, tile, R, bits, affine);              \
         break;
     switch (rows) {
-        WALK(1, 4) WALK(2, 4) WALK(3, 2) WALK(4, 2) WALK(5, 1) WALK(6, 1) WALK(7, 1) WALK(8, 1)
+        WALK(1) WALK(2) WALK(3) WALK(4) WALK(5) WALK(6) WALK(7) WALK(8)
     }
 }
 
