@@ -6,7 +6,8 @@ those of `FakeTensorMode`, which have no numbers). "lazy" is a kind of device th
 name and that nothing else here uses.
 """
 
-from typing import Any
+from functools import cache
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class TensorThere(Tensor):
     memory: Tensor
 
     @staticmethod
-    def __new__(cls, memory: Tensor) -> "TensorThere":
+    def __new__(cls, memory: Tensor) -> Self:
         made = Tensor._make_wrapper_subclass(
             cls,
             memory.shape,
@@ -55,7 +56,7 @@ class PretendedDevice(TorchDispatchMode):
     def __enter__(self):
         # What a list or a number becomes is made on the CPU first, and then moved.
         self._before = torch._C._only_lift_cpu_tensors()
-        torch._C._set_only_lift_cpu_tensors(True)
+        torch._C._set_only_lift_cpu_tensors(True)  # noqa: FBT003 — it has no name
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -85,19 +86,27 @@ def _kind(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     A number of the CPU may meet tensors of any device, element by element, if it is only read.
     """
     strict, numbers = set[str](), set[str]()
-    for place, argument in enumerate(operation._schema.arguments):
-        given = args[place] if place < len(args) else kwargs.get(argument.name)
-        read = argument.alias_info is None or not argument.alias_info.is_write
-        tensors: list[Tensor] = []
-        tree_map_only(Tensor, tensors.append, given)
-        for tensor in tensors:
-            number = read and tensor.dim() == 0 and torch.Tag.pointwise in operation.tags
-            (numbers if number and tensor.device == HERE else strict).add(tensor.device.type)
+    for place, (name, read) in enumerate(_arguments(operation)):
+        given = args[place] if place < len(args) else kwargs.get(name)
+        for tensor in given if isinstance(given, list | tuple) else (given,):
+            if isinstance(tensor, Tensor):
+                number = read and tensor.dim() == 0 and tensor.device == HERE
+                (numbers if number else strict).add(tensor.device.type)
     if len(strict) > 1 and operation not in MOVES:
         raise RuntimeError(f"{operation} of tensors on {' and '.join(sorted(strict))}")
     if (wanted := kwargs.get("device")) is not None:
         return torch.device(wanted).type
     return next(iter(strict or numbers), HERE.type)
+
+
+@cache
+def _arguments(operation: Any) -> list[tuple[str, bool]]:
+    """Each argument's name, and whether it may be a number of the CPU."""
+    pointwise = torch.Tag.pointwise in operation.tags
+    return [
+        (argument.name, pointwise and not (argument.alias_info and argument.alias_info.is_write))
+        for argument in operation._schema.arguments
+    ]
 
 
 def _memory(value: Any) -> Any:

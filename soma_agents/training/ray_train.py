@@ -82,7 +82,11 @@ def gpus_for(workers: int) -> bool:
 
 def device_of_worker(*, gpus: bool) -> torch.device:
     """What this worker of Ray Train computes on; Ray shows GPUs also to those that have none."""
-    return ray.train.torch.get_device() if gpus else CPU
+    if not gpus:
+        return CPU
+    device = ray.train.torch.get_device()
+    torch.cuda.set_device(device)  # nccl and FSDP2 take the current one
+    return device
 
 
 def main(arguments: list[str]) -> None:

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch
+
+from soma_agents.pretraining.learner import Learner
+from soma_agents.pretraining.loop import fit
+from soma_agents.pretraining.packed import Packed
+from soma_agents.pretraining.structure import traits_of
+from soma_agents.pretraining.vocabulary import Vocabulary
+from tests.pretended_device import HERE, THERE
+
+STEPS = 3
+SHORT = {"batch_tokens": 64, "tokens": 64 * STEPS, "micro_rows": 1, "evaluations": 1}
+MATRIX = 2e-3
+"""Muon rounds to bfloat16: what another order of sums changes grows to so much."""
+PARTS = {
+    "gated": {},
+    "windows": {"window": 8, "global_every": 2, "local_rope_theta": 100.0, "head_norm": True},
+    "ungated": {"gated": False, "activation": "relu2"},
+    "experts": {"experts": 4, "experts_per_token": 2},
+}
+OWN = {"features": True, "hierarchy": True, "objectives": ("structure", "hierarchy", "coherence")}
+
+
+@pytest.fixture(scope="module")
+def vocabulary(prose):
+    return Vocabulary.learn(prose, 330)
+
+
+@pytest.fixture(scope="module")
+def packed():
+    cycle = np.tile(np.arange(20, dtype=np.uint16), 200)
+    heard = np.array([0, 5, 40, 45])
+    return Packed(cycle, cycle[:200], "cycle", heard=heard)
+
+
+@pytest.fixture
+def learn(make_model, make_recipe, packed, vocabulary, tmp_path):
+    """A short run on a device: its outcome, and the losses of its steps."""
+
+    def run(device, *, folder=None, until=STEPS, model=None, **changes):
+        recipe = make_recipe(model=make_model(vocab_size=330, **(model or {})), **(SHORT | changes))
+        losses = []
+
+        def heard(progress):
+            losses.append(progress.loss)
+            if progress.step == until < STEPS:
+                raise KeyboardInterrupt
+
+        return (
+            fit(
+                recipe,
+                packed,
+                traits_of(vocabulary),
+                directory=tmp_path / (folder or str(device)),
+                on_progress=heard,
+                device=device,
+            ),
+            losses,
+        )
+
+    return run
+
+
+def weights(outcome):
+    return torch.cat([p.detach().cpu().reshape(-1) for p in outcome.learner.parameters()])
+
+
+def alike(there, here, tolerance=1e-4):
+    assert there[1] == pytest.approx(here[1], rel=tolerance)
+    assert there[0].bits_per_byte == pytest.approx(here[0].bits_per_byte, rel=tolerance)
+    assert torch.allclose(weights(there[0]), weights(here[0]), atol=MATRIX)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_learner_computes_where_it_lies(part, learn, pretended):
+    there, here = learn(pretended, model=PARTS[part]), learn(HERE, model=PARTS[part])
+
+    assert {p.device.type for p in there[0].learner.parameters()} == {THERE.type}
+    alike(there, here)
+
+
+def test_what_is_somas_own_computes_where_the_learner_lies(learn, pretended):
+    alike(learn(pretended, **OWN), learn(HERE, **OWN))
+
+
+def test_replies_are_learnt_where_the_learner_lies(learn, pretended):
+    alike(learn(pretended, replies_only=True), learn(HERE, replies_only=True))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_run_goes_on_on_another_kind_of_device(order, learn, pretended):
+    whole = learn(HERE)
+    first, second = (HERE, pretended)[::order]
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(first, folder="moved", until=2)
+    moved = learn(second, folder="moved")
+
+    assert moved[1] == pytest.approx(whole[1][2:], rel=1e-4)
+    assert torch.allclose(weights(moved[0]), weights(whole[0]), atol=MATRIX)
+
+
+def test_what_is_exported_lies_in_the_memory_of_the_cpu(learn, pretended):
+    learner = learn(pretended, features=True)[0].learner
+
+    transformer = learner.transformer()
+
+    assert {p.device for p in transformer.parameters()} == {HERE}
+
+
+def test_a_tensor_that_was_left_behind_is_found(make_recipe, pretended):
+    learner = Learner(make_recipe()).to(pretended)
+    learner.refresh()
+
+    with pytest.raises(RuntimeError, match="tensors on cpu and lazy"):
+        learner.loss(torch.zeros(2, 9, dtype=torch.long))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", PARTS)
+def test_a_gpu_learns_nearly_what_the_cpu_learns(part, learn):
+    there, here = learn(torch.device("cuda"), model=PARTS[part]), learn(HERE, model=PARTS[part])
+
+    assert {p.device.type for p in there[0].learner.parameters()} == {"cuda"}
+    alike(there, here, 1e-2)

@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from arbiters.model_events import TrainingRequested
+from soma_agents.language.model import load_model
+from soma_agents.settings import TrainingSettings
+from soma_agents.training.corpus import Corpus, pairs_of, samples_of
+from soma_agents.training.device import best_device
+from soma_agents.training.job import store, train_here
+from soma_agents.training.loop import fit
+from soma_agents.training.request import STOP, Job
+from tests.pretended_device import HERE
+from tests.tiny_models import (
+    echoes,
+    example,
+    tiny_base,
+    tiny_settings,
+    write_dataset,
+    write_tiny_model,
+)
+
+SETTINGS = TrainingSettings(
+    rank=8,
+    alpha=16,
+    learning_rate=1e-2,
+    batch_tokens=256,
+    epochs=2,
+    rehearsal_share=0.2,
+    context=128,
+    patience=100,
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+@pytest.fixture
+def learn(path, tmp_path):
+    """A short run on a device; its outcome. In `folder`, it stops after step `until`."""
+
+    def run(device, *, folder=None, until=None):
+        model = load_model(str(path), dtype=torch.float32)
+        model.transformer.to(device)
+        pairs = [example(f"p{n}", f"is it {n}?", f"yes, {n} it is", rejected="no") for n in "12"]
+        rehearsal = [example("r", "hello", "good day to you")]
+        corpus = Corpus(
+            replies=samples_of(model.tokenizer, echoes("train", 6), context=128),
+            preferences=pairs_of(model.tokenizer, pairs, context=128),
+            rehearsal=samples_of(model.tokenizer, rehearsal, context=128),
+            validation=samples_of(model.tokenizer, echoes("validation", 2), context=128),
+        )
+        directory = tmp_path / (folder or str(device))
+        directory.mkdir(exist_ok=True)
+        (directory / STOP).unlink(missing_ok=True)
+
+        def heard(progress):
+            if progress.step == until:
+                (directory / STOP).touch()
+
+        return fit(model, corpus, SETTINGS, directory=directory, on_progress=heard)
+
+    return run
+
+
+def alike(there, here, tolerance=1e-4):
+    assert there.step == here.step > 2
+    assert there.train_loss == pytest.approx(here.train_loss, rel=tolerance)
+    assert there.validation_loss == pytest.approx(here.validation_loss, rel=tolerance)
+    for learnt, expected in zip(there.adapter.parameters(), here.adapter.parameters(), strict=True):
+        assert learnt.device == HERE
+        assert torch.allclose(learnt, expected, atol=tolerance)
+
+
+def test_an_adapter_is_learnt_where_the_model_lies(learn, pretended):
+    alike(learn(pretended), learn(HERE))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_run_goes_on_on_another_kind_of_device(order, learn, pretended):
+    first, second = (HERE, pretended)[::order]
+
+    stopped = learn(first, folder="moved", until=2)
+    moved = learn(second, folder="moved")
+
+    assert stopped.stopped == "stop file"
+    alike(moved, learn(HERE))
+
+
+async def test_a_round_leaves_an_adapter_that_serving_reads(tmp_path, pretended):
+    settings = tiny_settings(tmp_path, training={"max_steps": 1})
+    dataset = await write_dataset(settings, train=echoes("train", 4))
+    request = TrainingRequested(
+        round="there", dataset=dataset.id, path=dataset.path, parent=tiny_base(settings)
+    )
+    job = Job(request=request, settings=settings, cores=())
+    job.directory.mkdir(parents=True)
+
+    finished = store(job, train_here(job, device=pretended), seconds=0.0)
+
+    assert json.loads((Path(finished.path) / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_the_cpu_is_taken_where_torch_finds_no_gpu():
+    assert (best_device().type == "cuda") is torch.cuda.is_available()
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_nearly_what_the_cpu_learns(learn):
+    alike(learn(torch.device("cuda")), learn(HERE), 1e-2)
