@@ -204,7 +204,7 @@ class Run:
             for name, parameter in self._held.items():
                 parameter.copy_(tensors[f"now/{name}"])
                 if f"best/{name}" in tensors:
-                    self._best[name] = tensors[f"best/{name}"].to(self._device)
+                    self._best[name] = tensors[f"best/{name}"]
         stem = "state/"
         self._optimisers.restore(
             {n.removeprefix(stem): t for n, t in tensors.items() if n.startswith(stem)}

@@ -209,7 +209,7 @@ class _Run:
         for name, parameter in self._parameters.items():
             with torch.no_grad():
                 parameter.copy_(tensors[f"adapter/{name}"])
-            self._best[name] = tensors[f"best/{name}"].to(self._device)
+            self._best[name] = tensors[f"best/{name}"]
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(self._state.step)),
                 "exp_avg": tensors[f"mean/{name}"].to(self._device),

@@ -1,7 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from soma_agents.language.model import load_model
+from soma_agents.pretraining import run
 from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.loop import fit
 from soma_agents.pretraining.packed import Packed
@@ -38,7 +42,7 @@ def packed():
 def learn(make_model, make_recipe, packed, vocabulary, tmp_path):
     """A short run on a device: its outcome, and the losses of its steps."""
 
-    def run(device, *, folder=None, until=STEPS, model=None, **changes):
+    def learnt(device, *, folder=None, until=STEPS, model=None, **changes):
         recipe = make_recipe(model=make_model(vocab_size=330, **(model or {})), **(SHORT | changes))
         losses = []
 
@@ -59,7 +63,7 @@ def learn(make_model, make_recipe, packed, vocabulary, tmp_path):
             losses,
         )
 
-    return run
+    return learnt
 
 
 def weights(outcome):
@@ -101,12 +105,20 @@ def test_a_run_goes_on_on_another_kind_of_device(order, learn, pretended):
     assert torch.allclose(weights(moved[0]), weights(whole[0]), atol=MATRIX)
 
 
-def test_what_is_exported_lies_in_the_memory_of_the_cpu(learn, pretended):
-    learner = learn(pretended, features=True)[0].learner
+def test_a_model_is_learnt_on_the_best_device_and_served_on_the_cpu(
+    make_recipe, prose, tmp_path, pretended, monkeypatch
+):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in prose)
+    (tmp_path / "corpus.jsonl").write_text(lines)
+    monkeypatch.setattr(run, "best_device", lambda: pretended)
 
-    transformer = learner.transformer()
+    made = run.pretrain(
+        run.Sources(tmp_path / "corpus.jsonl"), make_recipe(features=True, **SHORT), tmp_path
+    )
 
-    assert {p.device for p in transformer.parameters()} == {HERE}
+    assert {p.device for p in made.outcome.learner.parameters()} == {pretended}
+    assert {p.device for p in made.outcome.learner.transformer().parameters()} == {HERE}
+    assert load_model(str(made.model)).config.vocab_size == 300
 
 
 def test_a_tensor_that_was_left_behind_is_found(make_recipe, pretended):

@@ -1,15 +1,16 @@
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from arbiters.model_events import TrainingRequested
+from soma_agents.language.lora import LoraAdapter
 from soma_agents.language.model import load_model
 from soma_agents.settings import TrainingSettings
+from soma_agents.training import group, job
 from soma_agents.training.corpus import Corpus, pairs_of, samples_of
 from soma_agents.training.device import best_device
-from soma_agents.training.job import store, train_here
+from soma_agents.training.job import load_base
 from soma_agents.training.loop import fit
 from soma_agents.training.request import STOP, Job
 from tests.pretended_device import HERE
@@ -26,8 +27,9 @@ SETTINGS = TrainingSettings(
     rank=8,
     alpha=16,
     learning_rate=1e-2,
-    batch_tokens=256,
+    batch_tokens=128,
     epochs=2,
+    max_steps=3,
     rehearsal_share=0.2,
     context=128,
     patience=100,
@@ -46,13 +48,13 @@ def learn(path, tmp_path):
     def run(device, *, folder=None, until=None):
         model = load_model(str(path), dtype=torch.float32)
         model.transformer.to(device)
-        pairs = [example(f"p{n}", f"is it {n}?", f"yes, {n} it is", rejected="no") for n in "12"]
+        pairs = [example(f"p{n}", f"is it {n}?", f"yes, {n} it is", rejected="no") for n in "1"]
         rehearsal = [example("r", "hello", "good day to you")]
         corpus = Corpus(
-            replies=samples_of(model.tokenizer, echoes("train", 6), context=128),
+            replies=samples_of(model.tokenizer, echoes("train", 3), context=128),
             preferences=pairs_of(model.tokenizer, pairs, context=128),
             rehearsal=samples_of(model.tokenizer, rehearsal, context=128),
-            validation=samples_of(model.tokenizer, echoes("validation", 2), context=128),
+            validation=samples_of(model.tokenizer, echoes("validation", 1), context=128),
         )
         directory = tmp_path / (folder or str(device))
         directory.mkdir(exist_ok=True)
@@ -91,18 +93,35 @@ def test_a_run_goes_on_on_another_kind_of_device(order, learn, pretended):
     alike(moved, learn(HERE))
 
 
-async def test_a_round_leaves_an_adapter_that_serving_reads(tmp_path, pretended):
+async def test_a_round_is_trained_on_the_best_device_and_served_on_the_cpu(
+    tmp_path, pretended, monkeypatch
+):
     settings = tiny_settings(tmp_path, training={"max_steps": 1})
     dataset = await write_dataset(settings, train=echoes("train", 4))
     request = TrainingRequested(
         round="there", dataset=dataset.id, path=dataset.path, parent=tiny_base(settings)
     )
-    job = Job(request=request, settings=settings, cores=())
-    job.directory.mkdir(parents=True)
+    work = Job(request=request, settings=settings, cores=())
+    work.directory.mkdir(parents=True)
+    bases = []
+    monkeypatch.setattr(job, "load_base", lambda work: bases.append(load_base(work)) or bases[-1])
+    monkeypatch.setattr(job, "best_device", lambda: pretended)
 
-    finished = store(job, train_here(job, device=pretended), seconds=0.0)
+    finished = job.store(work, job.train_here(work), seconds=0.0)
 
-    assert json.loads((Path(finished.path) / "adapter_config.json").read_text())["r"] == 4
+    assert bases[0].transformer.head.weight.device == pretended
+    assert LoraAdapter.load(Path(finished.path), bases[0].config).config.rank == 4
+
+
+def test_what_workers_tell_each_other_lies_where_their_group_wants_it(pretended):
+    here, there = torch.ones(2), torch.ones(2, 2, device=pretended)
+
+    with group._together([here, there], pretended) as flat:
+        assert flat.device == pretended
+        flat.mul_(3)
+
+    assert here.tolist() == [3, 3]
+    assert there.cpu().tolist() == [[3, 3], [3, 3]]
 
 
 def test_the_cpu_is_taken_where_torch_finds_no_gpu():
