@@ -1,4 +1,5 @@
 import importlib
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,12 @@ from soma_agents.cluster import head
 from soma_agents.settings import load_settings
 from tests.daemon import Daemon, lives
 from tests.postgres_server import PostgresServer, programs
+
+
+def pytest_configure(config):
+    """Tests compare bit for bit: GPUs are hidden from all but those that ask for one."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +38,7 @@ def _no_gpu_test_without_one(request):
     import torch
 
     if not torch.cuda.is_available():
-        pytest.skip("torch finds no CUDA device")
+        pytest.skip("no GPU, or hidden from all tests but `pytest -m gpu`")
 
 
 @pytest.fixture
