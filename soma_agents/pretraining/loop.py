@@ -358,8 +358,7 @@ class Run:
         total = torch.zeros(2, dtype=torch.float64, device=self._device)
         self.learner.refresh()
         for start in range(0, rows, recipe.micro_rows):
-            end = min(rows, start + recipe.micro_rows)
-            some = list(range(start, end))
+            some = list(range(start, min(rows, start + recipe.micro_rows)))
             tokens = self._tokens(self._packed.held_out, some)
             nats = self.learner.nats(tokens)
             seen = self._lengths[tokens[:, 1:]]
@@ -367,9 +366,8 @@ class Run:
                 seen = seen * wanted
             total[0] += nats[seen > 0].sum()  # marks between documents stand for no bytes
             total[1] += seen.sum()
-        self._workers.share(
-            [total], [0]
-        )  # processors differ in the last digits, decisions must not
+        # Processors differ in the last digits, decisions must not.
+        self._workers.share([total], [0])
         return float(total[0] / total[1] / math.log(2)) if total[1] else math.nan
 
     # --- teardown --------------------------------------------------------------------------
