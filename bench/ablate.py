@@ -14,12 +14,15 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.learn import Material, material, small, soma
+from bench.learn import Material, material, small
+from soma_agents.pretraining.loop import Run
 from soma_agents.pretraining.recipe import Recipe
+from soma_agents.training.loop import Alone
 
 
 def variants(base: Recipe) -> dict[str, Recipe]:
@@ -45,6 +48,17 @@ def variants(base: Recipe) -> dict[str, Recipe]:
     }
 
 
+def learnt(recipe: Recipe, data: Material) -> tuple[float, float]:
+    """Bits per byte of a whole run, and the seconds that it took."""
+    recipe = replace(recipe, evaluations=0)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(recipe, data.packed, data.traits, directory=Path(folder), workers=Alone())
+        started = time.perf_counter()
+        run.train(lambda _: None)
+        seconds = time.perf_counter() - started
+        return run.bits_per_byte(data.judged), seconds
+
+
 def measure(
     base: Recipe, data: Material, seeds: int, only: list[str]
 ) -> dict[str, dict[str, float]]:
@@ -53,7 +67,7 @@ def measure(
     bits: dict[str, list[float]] = {}
     for seed in range(1, seeds + 1):
         for name, recipe in {"base": base, **chosen}.items():
-            found, seconds = soma(replace(recipe, seed=seed), data)
+            found, seconds = learnt(replace(recipe, seed=seed), data)
             bits.setdefault(name, []).append(found)
             print(f"seed {seed}: {name}: {found:.4f} in {seconds:.0f} s", flush=True)
     table: dict[str, dict[str, float]] = {}

@@ -172,10 +172,12 @@ async def measure(home: Path) -> dict[str, Any]:
     """Flood, then pace."""
     settings = load_settings(home, environ={})
     options = {"namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": MAX_CALLS}
-    bus = ray.remote(Bus).options(name=BUS, **options).remote(settings.model_dump_json(), prepare)
+    bus: Any = (
+        ray.remote(Bus).options(name=BUS, **options).remote(settings.model_dump_json(), prepare)
+    )
     await bus.end.remote()
-    publishing = ray.remote(Publishing).options(num_cpus=0).remote()
-    arbiters = [
+    publishing: Any = ray.remote(Publishing).options(num_cpus=0).remote()
+    arbiters: list[Any] = [
         ray.remote(TallyActor).options(num_cpus=0).remote(str(home / f"tally{n}.db"))
         for n in range(ARBITERS)
     ]

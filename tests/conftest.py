@@ -1,3 +1,5 @@
+import importlib
+import os
 import subprocess
 import sys
 
@@ -11,6 +13,12 @@ from tests.daemon import Daemon, lives
 from tests.postgres_server import PostgresServer, programs
 
 
+def pytest_configure(config):
+    """Tests compare bit for bit: GPUs are hidden from all but those that ask for one."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True)
 def _no_ray_unless_marked(request, monkeypatch):
     """A test that starts Ray by accident takes minutes and leaves processes behind."""
@@ -21,6 +29,29 @@ def _no_ray_unless_marked(request, monkeypatch):
         raise AssertionError("ray.init in a test that is not marked `ray`")
 
     monkeypatch.setattr(ray, "init", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu_test_without_one(request):
+    if not request.node.get_closest_marker("gpu"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU, or hidden from all tests but `pytest -m gpu`")
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """A device that refuses what lies on the CPU, as a GPU does."""
+    from tests.pretended_device import THERE, PretendedDevice
+
+    # torch's fused optimisers know their devices by name.
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    known = [*optimizer._get_fused_kernels_supported_devices(), THERE.type]
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: known)
+    with PretendedDevice():
+        yield THERE
 
 
 HEAD = """

@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
+from typing import cast
 
 import psutil
 
@@ -153,7 +154,7 @@ class _Storm:
             telling = {life.told: life for life in lives if not life.told.closed}
             if not telling:
                 time.sleep(left)
-            for told in wait(list(telling), left):
+            for told in cast("list[Connection]", wait(list(telling), left)):
                 try:
                     self._take_in(telling[told], told.recv())
                 except EOFError:

@@ -277,7 +277,7 @@ def _rows(found: Any) -> list[tuple[str, str]]:
         ("weights, gradients", f"{found.weights / 2**30:.2f} GiB"),
         ("optimiser", f"{found.optimiser / 2**30:.2f} GiB"),
         ("activations", f"{found.activations / 2**30:.2f} GiB"),
-        ("speed", f"{found.tokens_per_second:,.0f} tokens/s"),
+        ("speed", f"{found.tokens_per_second:,.0f} tokens/s on the CPU"),
         ("time", f"{found.seconds / 3600:.2f} h"),
     ]
 

@@ -55,7 +55,7 @@ class Block(nn.Module):
     def _think(self, x: Tensor, router: Tensor | None) -> tuple[Tensor, Tensor]:
         experts: list[Expert] = [partial(self._mlp, sites=sites) for sites in mlps(self.config)]
         if router is None:
-            return experts[0](x), torch.zeros(())
+            return experts[0](x), x.new_zeros((), dtype=torch.float32)
         y, imbalance = mixed(x.flatten(0, 1), router, experts, self.config.experts_per_token)
         return y.view(x.shape), imbalance
 

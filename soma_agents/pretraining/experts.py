@@ -65,9 +65,10 @@ def mixed(
     counts = choice.flatten().bincount(minlength=len(experts))
     sizes = (counts + TOGETHER - 1) // TOGETHER * TOGETHER
     places = _places(choice.flatten(), counts, sizes)
+    lengths = sizes.cpu().tolist()
     each = x[:, None].expand(-1, chosen, -1).reshape(-1, x.shape[1])  # (N · K, C)
-    moved = cast("Tensor", _Moved.apply(each, places, int(sizes.sum())))
-    parts = zip(experts, moved.split(sizes.tolist()), strict=True)
+    moved = cast("Tensor", _Moved.apply(each, places, sum(lengths)))
+    parts = zip(experts, moved.split(lengths), strict=True)
     said = torch.cat([expert(part) for expert, part in parts])
     fetched = cast("Tensor", _Fetched.apply(said, places)).view(len(x), chosen, -1)
     imbalance = len(experts) * (counts / counts.sum() * likely.mean(0)).sum()
@@ -79,5 +80,5 @@ def _places(choice: Tensor, counts: Tensor, sizes: Tensor) -> Tensor:
     order = choice.argsort(stable=True)
     gaps = (sizes - counts).cumsum(0) - (sizes - counts)
     places = torch.empty_like(order)
-    places[order] = torch.arange(len(order)) + gaps[choice[order]]
+    places[order] = torch.arange(len(order), device=order.device) + gaps[choice[order]]
     return places

@@ -3,7 +3,8 @@
 A CPU spends a training step in matrix products and in passes over memory. Left to automatic
 differentiation, a norm or an activation takes three to ten passes; written out it takes one to
 three. Everything works on bfloat16 or float32 alike, sums run in float32. The plain forms that
-they equal are in `language.transformer`; the tests compare values and gradients.
+they equal are in `language.transformer`; the tests compare values and gradients. On a GPU the same
+is computed, but for attention, for which torch has kernels of its own there.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from soma_agents.language.transformer import sight
 
 QUERIES = 128
 """Rows of an attention block: a causal row of blocks leaves out what lies above the diagonal."""
@@ -235,8 +238,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int = 0) -> Tensor:
     """
     B, H, T, D = q.shape
     G = k.shape[1]
+    if q.device.type != "cpu" and (not window or T <= KEPT):
+        return _fused(q, k, v, window)
     y = _Attention.apply(q.view(B, G, H // G, T, D), k, v, window)
     return y.view(B, H, T, D)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """The same by the kernels that torch has for GPUs; a window takes T² flags."""
+    T = q.shape[2]
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    mask = sight(T, T, window, q.device) if 0 < window < T else None
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=1.0
+    )
 
 
 def gated_unit(x: Tensor) -> Tensor:

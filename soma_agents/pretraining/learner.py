@@ -25,6 +25,7 @@ from soma_agents.pretraining.objectives import Objectives
 from soma_agents.pretraining.recipe import Recipe, mlps
 from soma_agents.pretraining.sharding import held, put, shard, whole
 from soma_agents.pretraining.structure import Traits, places
+from soma_agents.training.device import CPU
 
 MATRICES = "matrices."
 """Names of the weights that Muon takes begin so (`Learner.named`)."""
@@ -90,9 +91,9 @@ class Learner(nn.Module):
         """Every parameter by the name that it has in checkpoints."""
         return {BLOCK.sub(rf"{MATRICES}\1-", name): p for name, p in self.named_parameters()}
 
-    def shard(self, workers: int) -> None:
+    def shard(self, workers: int, device: torch.device = CPU) -> None:
         """Part a learner that lies on the meta device among the workers of the process group."""
-        shard(self, [*self.blocks], self.dtype, workers)
+        shard(self, [*self.blocks], self.dtype, workers, device)
         self._leaves = {n: nn.Parameter(held(p.detach())) for n, p in self.named().items()}
         self.draw(self._recipe.seed)
 
@@ -178,7 +179,7 @@ class Learner(nn.Module):
         turn = near = self._turn(tokens, self.config.rope_theta)
         if self.config.local_rope_theta:
             near = self._turn(tokens, self.config.local_rope_theta)
-        total = torch.zeros(())
+        total = torch.zeros((), device=tokens.device)
         for layer in range(self.config.layers):
             here = near if self.config.local(layer) else turn
             router = self.routers[layer] if self.config.experts else None
@@ -192,7 +193,8 @@ class Learner(nn.Module):
         With hierarchy, pairs that turn slowly by tokens turn by words, sentences, paragraphs.
         """
         half = self.config.head_dim // 2
-        steps = torch.arange(half, dtype=torch.float32) / half
+        device = tokens.device
+        steps = torch.arange(half, dtype=torch.float32, device=device) / half
         speeds = theta**-steps
         if self._recipe.hierarchy:
             where = places(tokens, self._known()).float()
@@ -200,10 +202,11 @@ class Learner(nn.Module):
             owners = [0] * (half - sum(slow)) + [1] * slow[0] + [2] * slow[1] + [3] * slow[2]
             for level, count in enumerate(slow, 1):
                 first = half - sum(slow[level - 1 :])
-                speeds[first : first + count] = 2.0 ** -torch.arange(count)
+                speeds[first : first + count] = 2.0 ** -torch.arange(count, device=device)
             angles = where[..., owners] * speeds
         else:
-            angles = torch.arange(tokens.shape[1], dtype=torch.float32)[None, :, None] * speeds
+            numbers = torch.arange(tokens.shape[1], dtype=torch.float32, device=device)
+            angles = numbers[None, :, None] * speeds
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     # --- what comes of it ------------------------------------------------------------------
@@ -218,17 +221,21 @@ class Learner(nn.Module):
         nats = [F.cross_entropy(F.linear(h, head).float(), t, reduction="none") for h, t in parts]
         return torch.cat(nats).view(targets.shape)
 
-    @torch.no_grad()
     def exported(self) -> Iterator[tuple[str, Tensor]]:
         """The weights as `Transformer.state_dict` names them, without a tied head, one by one.
 
-        Of a parted learner every worker must go through all of them.
+        They lie in the CPU's memory, whatever the learner computes on. Of a parted learner every worker must go through all of them.
 
         Raises:
             InvalidError: serving knows nothing of hierarchy-aware rotations.
         """
         if self._recipe.hierarchy:
             raise InvalidError("a model with hierarchy = True cannot be served; learn it without")
+        for name, weight in self._exported():
+            yield name, weight.cpu()
+
+    @torch.no_grad()
+    def _exported(self) -> Iterator[tuple[str, Tensor]]:
         ones = torch.ones(self.config.d_model)
         yield "norm.weight", ones
         table = whole(self.embedding)

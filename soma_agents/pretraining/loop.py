@@ -28,6 +28,7 @@ from soma_agents.pretraining.scaling import Scale, first_scale
 from soma_agents.pretraining.shards import Shards
 from soma_agents.pretraining.structure import Traits
 from soma_agents.pretraining.vocabulary import Edges
+from soma_agents.training.device import CPU
 from soma_agents.training.loop import Alone, DivergedError, Workers
 
 EVALUATED = 32_768
@@ -96,6 +97,7 @@ def fit(
     max_seconds: float = math.inf,
     workers: Workers | None = None,
     sharded: bool = False,
+    device: torch.device = CPU,
     start: Mapping[str, Tensor] | None = None,
     origin: str = "",
 ) -> Outcome:
@@ -115,6 +117,7 @@ def fit(
         directory=directory,
         workers=workers or Alone(),
         sharded=sharded,
+        device=device,
         origin=origin,
     )
     if not run.resume() and start is not None:
@@ -134,6 +137,7 @@ class Run:
         directory: Path,
         workers: Workers,
         sharded: bool = False,
+        device: torch.device = CPU,
         origin: str = "",
     ) -> None:
         rows = rows_of(packed.train, recipe.row)
@@ -154,6 +158,8 @@ class Run:
             )
         self._recipe = recipe
         self._packed = packed
+        self._device = device
+        traits = traits.to(device)
         self._lengths = traits.lengths
         self._workers = workers
         self._directory = directory
@@ -162,7 +168,9 @@ class Run:
         with torch.device("meta") if sharded else nullcontext():
             self.learner = Learner(recipe, traits)
         if sharded:
-            self.learner.shard(workers.count)
+            self.learner.shard(workers.count, device)
+        else:
+            self.learner.to(device)
         self._held = self.learner.held()
         self._optimisers = Optimisers(self.learner, recipe, workers)
         self._state = _State(scale=first_scale(recipe.precision).factor)
@@ -281,7 +289,7 @@ class Run:
         recipe, heard = self._recipe, self._packed.heard
         wanted = self._wanted(heard, rows)
         count = recipe.rows * recipe.row if wanted is None else max(1, int(wanted.sum()))
-        total = torch.zeros(())
+        total = torch.zeros((), device=self._device)
         self.learner.refresh()
         for some, part in self._micro_batches(rows):
             tokens = self._tokens(self._packed.train, some)
@@ -311,7 +319,7 @@ class Run:
         """(B, T) whether the tokens behind those of these rows are to be learnt; None: all are."""
         if not self._recipe.replies_only:
             return None
-        return torch.from_numpy(learnt(heard, rows, self._recipe.row))
+        return torch.from_numpy(learnt(heard, rows, self._recipe.row)).to(self._device)
 
     def _check(self, loss: float, norm: float, rows: list[int]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -327,7 +335,7 @@ class Run:
     def _tokens(self, part: npt.NDArray[np.unsignedinteger], rows: list[int]) -> Tensor:
         """(B, T + 1) of these rows."""
         found = taken(part, rows, self._recipe.row, self._recipe.model.vocab_size)
-        return torch.from_numpy(found)
+        return torch.from_numpy(found).to(self._device)
 
     # --- judging ---------------------------------------------------------------------------
 
@@ -347,11 +355,10 @@ class Run:
         """Of up to `most` held-out tokens, of dialogues as far as they are learnt; nan without any."""
         recipe = self._recipe
         rows = min(rows_of(self._packed.held_out, recipe.row), max(1, most // recipe.row))
-        total = torch.zeros(2, dtype=torch.float64)
+        total = torch.zeros(2, dtype=torch.float64, device=self._device)
         self.learner.refresh()
         for start in range(0, rows, recipe.micro_rows):
-            end = min(rows, start + recipe.micro_rows)
-            some = list(range(start, end))
+            some = list(range(start, min(rows, start + recipe.micro_rows)))
             tokens = self._tokens(self._packed.held_out, some)
             nats = self.learner.nats(tokens)
             seen = self._lengths[tokens[:, 1:]]
@@ -359,9 +366,8 @@ class Run:
                 seen = seen * wanted
             total[0] += nats[seen > 0].sum()  # marks between documents stand for no bytes
             total[1] += seen.sum()
-        self._workers.share(
-            [total], [0]
-        )  # processors differ in the last digits, decisions must not
+        # Processors differ in the last digits, decisions must not.
+        self._workers.share([total], [0])
         return float(total[0] / total[1] / math.log(2)) if total[1] else math.nan
 
     # --- teardown --------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Objectives(nn.Module):
 
     def _ahead(self, hidden: Tensor, tokens: Tensor, table: Tensor, head: Tensor) -> Tensor:
         width = hidden.shape[1]
-        here = torch.arange(0, max(1, width - AHEAD), EVERY)
+        here = torch.arange(0, max(1, width - AHEAD), EVERY, device=tokens.device)
         there = (here + 2 + here * 7919 % (AHEAD - 1)).clamp(max=width)
         mapped = F.linear(hidden[:, here], self.get_parameter("coherence").to(hidden.dtype))
         flat = mapped.reshape(-1, mapped.shape[-1])

@@ -133,7 +133,7 @@ class Optimisers:
                 for parameter in group["params"]:
                     stem = self._names[parameter] + "/"
                     optimiser.state[parameter] = {
-                        name.removeprefix(stem): tensor.clone()
+                        name.removeprefix(stem): tensor.to(parameter.device, copy=True)
                         for name, tensor in tensors.items()
                         if name.startswith(stem)
                     }

@@ -1,4 +1,4 @@
-"""What a run will take on this machine, before it is started: parameters, memory, time.
+"""What a run will take on this machine's CPU, before it is started: parameters, memory, time.
 
 Memory is counted from the sizes; time from the rate at which this machine multiplies matrices and
 moves bytes, and from what it takes to start a step's operations, whatever their size: all measured

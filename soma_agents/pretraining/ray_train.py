@@ -1,6 +1,6 @@
 """The same loop on several workers of Ray Train, each of which learns from its share of the rows.
 
-Data-parallel: every worker has the whole model, gradients are added up over gloo; each has the
+Data-parallel: every worker has the whole model, gradients are added up over gloo (nccl between GPUs); each has the
 optimiser's state of its part of the parameters, and its part of the checkpoints. Sharded, each has
 its rows of the parameters, too, and no more. The first one leaves curve and model in the run's folder, which all of them must see.
 """
@@ -21,8 +21,8 @@ from arbiters.errors import SomaError
 from soma_agents.pretraining.loop import STOP, Progress
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.run import METRICS, MODEL, Hooks, Sources, learn, prepare
-from soma_agents.training.gloo import GlooWorkers
-from soma_agents.training.ray_train import MAX_FAILURES
+from soma_agents.training.group import GroupWorkers
+from soma_agents.training.ray_train import MAX_FAILURES, device_of_worker, gpus_for
 
 LOOK_EVERY_S = 0.5
 GAVE_UP = "gave-up.txt"
@@ -42,7 +42,7 @@ def pretrain_with_ray(
     hooks: Hooks | None = None,
     max_seconds: float = math.inf,
 ) -> Path:
-    """Learn on `workers` workers with so many threads each; the model's file.
+    """Learn on `workers` workers with so many threads each, on GPUs if Ray has one for each; the model's file.
 
     A worker that dies is started again with the others, and they go on from the newest checkpoint.
     Ctrl-C waits until they have written one.
@@ -55,6 +55,7 @@ def pretrain_with_ray(
     prepare(sources, recipe, directory, hooks)
     hooks.on_phase("learning")
     places = [sources.corpus, sources.held_out, sources.tokenizer, sources.base]
+    gpus = gpus_for(workers)
     config = {
         "sources": [None if place is None else str(place.absolute()) for place in places],
         "system": sources.system,
@@ -62,14 +63,15 @@ def pretrain_with_ray(
         "directory": str(directory),
         "max_seconds": max_seconds,
         "sharded": sharded,
+        "gpus": gpus,
     }
     trainer = ray.train.torch.TorchTrainer(
         work,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, resources_per_worker={"CPU": CPU_SHARE}
+            num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": CPU_SHARE}
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="gloo"),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=ray.train.RunConfig(
             name="pretraining",
             storage_path=str(directory / "ray"),
@@ -136,7 +138,8 @@ def work(config: dict[str, Any]) -> None:
     corpus, held_out, tokenizer, base = (None if p is None else Path(p) for p in config["sources"])
     assert corpus is not None  # noqa: S101 — a run has a corpus
     context = ray.train.get_context()
-    workers = GlooWorkers(context.get_world_rank(), context.get_world_size())
+    device = device_of_worker(gpus=config["gpus"])
+    workers = GroupWorkers(context.get_world_rank(), context.get_world_size(), device)
     directory = Path(config["directory"])
     try:
         learn(
@@ -147,6 +150,7 @@ def work(config: dict[str, Any]) -> None:
             max_seconds=config["max_seconds"],
             workers=workers,
             sharded=config["sharded"],
+            device=device,
         )
     except KeyboardInterrupt:  # who stopped the workers knows
         return

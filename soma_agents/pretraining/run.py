@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import structlog
+import torch
 
 from arbiters.errors import InvalidError
 from soma_agents.language.sou.card import Card
@@ -20,6 +21,7 @@ from soma_agents.pretraining.recipe import Recipe, parameters
 from soma_agents.pretraining.structure import traits_of
 from soma_agents.pretraining.vocabulary import Vocabulary
 from soma_agents.storage.files import make_directory, write_atomic
+from soma_agents.training.device import best_device
 from soma_agents.training.loop import Workers
 
 TOKENIZER, TOKENS, METRICS, MODEL = "tokenizer.json", "tokens", "metrics.jsonl", "model.sou"
@@ -105,8 +107,12 @@ def learn(
     max_seconds: float = math.inf,
     workers: Workers | None = None,
     sharded: bool = False,
+    device: torch.device | None = None,
 ) -> Pretrained:
-    """The rest of a run that is prepared; of several workers the first leaves the model."""
+    """The rest of a run that is prepared, on a GPU unless another device is named.
+
+    Of several workers the first leaves the model.
+    """
     vocabulary = vocabulary_of(sources, recipe, directory)
     packed = pack_corpus(sources, vocabulary, directory)
     first = workers is None or workers.rank == 0
@@ -119,6 +125,7 @@ def learn(
         max_seconds=max_seconds,
         workers=workers,
         sharded=sharded,
+        device=device or best_device(),
         start=None if sources.base is None else load_weights(sources.base)[1],
         origin="" if sources.base is None else base_id(sources.base),
     )

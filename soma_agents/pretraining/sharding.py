@@ -16,9 +16,13 @@ from soma_agents.training.loop import Workers
 
 
 def shard(
-    learner: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype, workers: int
+    learner: nn.Module,
+    blocks: Sequence[nn.Module],
+    dtype: torch.dtype,
+    workers: int,
+    device: torch.device,
 ) -> None:
-    """Part a learner without memory of its own, which gets room for this worker's rows.
+    """Part a learner without memory of its own, which gets room for this worker's rows on its device.
 
     Blocks compute in `dtype`, all else in float32; gradients are added up in float32.
     """
@@ -26,7 +30,7 @@ def shard(
     from torch.distributed import fsdp
     from torch.distributed.device_mesh import init_device_mesh
 
-    mesh = init_device_mesh("cpu", (workers,))
+    mesh = init_device_mesh(device.type, (workers,))
     short = fsdp.MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -40,7 +44,7 @@ def shard(
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     for method in ("loss", "nats"):
         fsdp.register_fsdp_forward_method(learner, method)
-    learner.to_empty(device="cpu")
+    learner.to_empty(device=device)
 
 
 def rows(length: int, rank: int, workers: int) -> slice:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,10 @@ class Traits:
     begins_word: Tensor
     ends_sentence: Tensor
     ends_paragraph: Tensor
+
+    def to(self, device: torch.device) -> "Traits":
+        """The same in a device's memory."""
+        return Traits(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def traits_of(vocabulary: Vocabulary) -> Traits:
@@ -71,7 +75,7 @@ def places(tokens: Tensor, traits: Traits) -> Tensor:
         flags[tokens].cumsum(1) - flags[tokens].long()
         for flags in (traits.ends_sentence, traits.ends_paragraph)
     ]
-    numbers = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    numbers = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
     return torch.stack((numbers, words, *ended), dim=-1)
 
 
@@ -83,7 +87,7 @@ def sentence_distances(tokens: Tensor, traits: Traits) -> Tensor:
     ends = traits.ends_sentence[tokens].clone()
     ends[:, -1] = True
     width = tokens.shape[1]
-    numbers = torch.arange(width).expand(tokens.shape)
+    numbers = torch.arange(width, device=tokens.device).expand(tokens.shape)
     at = torch.where(ends, numbers, width)
     following = at.flip(1).cummin(1).values.flip(1)
     return (following - numbers + 1).float().log2().floor().long().clamp_(max=DISTANCES - 1)

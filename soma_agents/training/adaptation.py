@@ -35,7 +35,7 @@ class Adaptation:
             names = self._targets(site)
             for layer in range(adapter.shape.layers if names else 0):
                 down = torch.cat([adapter.a[name].detach()[layer] for name in names])
-                up = torch.zeros(adapter.shape.site_shape(site)[0], len(down))
+                up = down.new_zeros(adapter.shape.site_shape(site)[0], len(down))
                 for name, rows, columns in self._places(site):
                     up[rows, columns] = adapter.b[name].detach()[layer] * adapter.config.scale
                 self._leaves[layer, site] = (self._leaf(down), self._leaf(up))

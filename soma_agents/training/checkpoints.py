@@ -87,7 +87,7 @@ class Checkpoints:
         partial = self._directory / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         make_directory(partial)
-        save_file(dict(checkpoint.tensors), partial / TENSORS)
+        save_file({name: t.cpu() for name, t in checkpoint.tensors.items()}, partial / TENSORS)
         (partial / STATE).write_text(json.dumps(dict(checkpoint.state)))
         write_manifest(partial, {"run": self._run})
         shutil.rmtree(target, ignore_errors=True)  # damaged or of another run: nobody needs it

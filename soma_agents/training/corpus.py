@@ -104,6 +104,16 @@ class Padded:
     columns: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> "Padded":
+        """The same in a device's memory."""
+        return Padded(
+            self.tokens.to(device),
+            self.prefix,
+            self.rows.to(device),
+            self.columns.to(device),
+            self.targets.to(device),
+        )
+
 
 def sample_of(
     tokenizer: ChatTokenizer, messages: Sequence[ChatMessage], reply: str, *, context: int

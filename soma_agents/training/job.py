@@ -33,6 +33,7 @@ from soma_agents.storage.files import (
     write_manifest,
 )
 from soma_agents.training.corpus import Corpus, pairs_of, samples_of
+from soma_agents.training.device import best_device
 from soma_agents.training.loop import Outcome, Progress, Workers, fit
 from soma_agents.training.rehearsal import rehearsal_samples
 from soma_agents.training.request import LOCK, PROGRESS, RESULT, Job, Result, read_result
@@ -55,9 +56,12 @@ def carry_out(job: Job, train: Callable[[Job], Outcome]) -> None:
     shutil.rmtree(job.directory / "checkpoints", ignore_errors=True)
 
 
-def train_here(job: Job, workers: Workers | None = None) -> Outcome:
-    """Load everything and run the loop in this process."""
+def train_here(
+    job: Job, workers: Workers | None = None, device: torch.device | None = None
+) -> Outcome:
+    """Load everything and run the loop in this process, on a GPU unless another device is named."""
     model = load_base(job)
+    model.transformer.to(device or best_device())
     corpus = corpus_of(model, read_dataset(Path(job.request.path)), job.settings)
     return fit(
         model,

@@ -133,6 +133,8 @@ def fit(
 ) -> Outcome:
     """Train a fresh adapter, or go on from the newest checkpoint in `directory`.
 
+    It computes where the model lies; the adapter that comes of it lies in the CPU's memory.
+
     Raises:
         DivergedError: the loss or a gradient is NaN or infinite.
         InvalidError: there is nothing to learn.
@@ -155,6 +157,7 @@ class _Run:
         workers: Workers,
     ) -> None:
         self._model = model
+        self._device = model.transformer.head.weight.device
         self._settings = settings
         self._directory = directory
         self._workers = workers
@@ -164,7 +167,7 @@ class _Run:
         model.transformer.requires_grad_(requires_grad=False)
         self._adapter = LoraAdapter.create(
             LoraConfig(rank=settings.rank, alpha=settings.alpha), model.config, seed=settings.seed
-        )
+        ).to(self._device)
         self._adaptation = Adaptation(self._adapter, model.transformer.head.weight.dtype)
         self._parameters = dict(self._adapter.named_parameters())
         self._optimizer = torch.optim.AdamW(
@@ -209,8 +212,8 @@ class _Run:
             self._best[name] = tensors[f"best/{name}"]
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(self._state.step)),
-                "exp_avg": tensors[f"mean/{name}"],
-                "exp_avg_sq": tensors[f"square/{name}"],
+                "exp_avg": tensors[f"mean/{name}"].to(self._device),
+                "exp_avg_sq": tensors[f"square/{name}"].to(self._device),
             }
         self._adaptation.refresh()
 
@@ -247,7 +250,7 @@ class _Run:
 
     def _advance(self, step: Step) -> None:
         """One optimiser step over this worker's share of the micro-batches."""
-        reply_loss = torch.zeros(())
+        reply_loss = torch.zeros((), device=self._device)
         for batch in step.batches[self._workers.rank :: self._workers.count]:
             loss = self._loss(batch) / max(1, step.counts[batch.kind])
             if batch.kind == "rehearsal":
@@ -302,7 +305,7 @@ class _Run:
     def _loss(self, batch: MicroBatch) -> Tensor:
         """Sum of the batch's losses: over target tokens, or over pairs."""
         stride = REHEARSAL_STRIDE if batch.kind == "rehearsal" else 1
-        inputs = padded(batch.samples, stride=stride)
+        inputs = padded(batch.samples, stride=stride).to(self._device)
         head = self._model.transformer.head.weight
         hidden = self._hidden(inputs, self._adaptation)
         if batch.kind == "reply":
@@ -314,7 +317,7 @@ class _Run:
         gain = losses.cross_entropy(reference, head, inputs.targets) - losses.cross_entropy(
             hidden, head, inputs.targets
         )
-        whole = torch.zeros(len(batch.samples)).index_add(0, inputs.rows, gain)
+        whole = gain.new_zeros(len(batch.samples)).index_add(0, inputs.rows, gain)
         return losses.preference(whole[0::2], whole[1::2], beta=self._settings.dpo_beta).sum()
 
     def _hidden(self, inputs: Padded, lora: Adaptation | None) -> Tensor:
@@ -328,10 +331,10 @@ class _Run:
         """Nats a target token on the validation split, nan when there is none."""
         if not self._validation:
             return math.nan
-        total = torch.zeros(2)
+        total = torch.zeros(2, device=self._device)
         lora = self._adaptation if self._state.step else None
         for batch in self._validation[self._workers.rank :: self._workers.count]:
-            inputs = padded(batch.samples)
+            inputs = padded(batch.samples).to(self._device)
             hidden = self._hidden(inputs, lora)
             head = self._model.transformer.head.weight
             total[0] += losses.cross_entropy(hidden, head, inputs.targets).sum()
@@ -374,7 +377,7 @@ class _Run:
                 for name, parameter in self._parameters.items():
                     parameter.copy_(self._best[name])
         return Outcome(
-            adapter=self._adapter,
+            adapter=self._adapter.cpu(),
             stopped=stopped,
             step=state.step,
             best_step=state.best_step or state.step,

@@ -16,10 +16,12 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch
 
 from arbiters.errors import SomaError
 from soma_agents.language.apart import NICENESS, keep_to, settle
-from soma_agents.training.gloo import GlooWorkers
+from soma_agents.training.device import CPU, best_device
+from soma_agents.training.group import GroupWorkers
 from soma_agents.training.job import alone, carry_out, train_here
 from soma_agents.training.request import Job, read_result
 
@@ -34,14 +36,16 @@ def train_with_ray(job: Job) -> None:
     """Run the loop on `training.workers` workers; the first one leaves the result."""
     threads = str(max(1, len(job.cores)))
     workers = job.settings.training.workers
+    gpus = workers > 1 and gpus_for(workers)
     trainer = ray.train.torch.TorchTrainer(
         work,
-        train_loop_config={"job": job.model_dump_json()},
+        train_loop_config={"job": job.model_dump_json(), "gpus": gpus},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers if workers > 1 else 0,
+            use_gpu=gpus,
             resources_per_worker={"CPU": CPU_SHARE},
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="gloo"),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=ray.train.RunConfig(
             name=job.request.round,
             storage_path=str(job.directory / "ray"),
@@ -60,13 +64,29 @@ def work(config: dict[str, Any]) -> None:
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     keep_to(job.cores)
     context = ray.train.get_context()
-    workers = GlooWorkers(context.get_world_rank(), context.get_world_size())
+    count = context.get_world_size()
+    device = best_device() if count == 1 else device_of_worker(gpus=config["gpus"])
+    workers = GroupWorkers(context.get_world_rank(), count, device)
     if workers.rank == 0:
-        carry_out(job, lambda job: train_here(job, workers))
+        carry_out(job, lambda job: train_here(job, workers, device))
         return
     # What is a reason to give up is one for all of them, and the first one tells it.
     with suppress(SomaError):
-        train_here(job, workers)
+        train_here(job, workers, device)
+
+
+def gpus_for(workers: int) -> bool:
+    """Whether Ray has a GPU free for each of so many workers; else all of them use the CPU."""
+    return ray.available_resources().get("GPU", 0) >= workers
+
+
+def device_of_worker(*, gpus: bool) -> torch.device:
+    """What this worker of Ray Train computes on; Ray shows GPUs also to those that have none."""
+    if not gpus:
+        return CPU
+    device = ray.train.torch.get_device()
+    torch.cuda.set_device(device)  # nccl and FSDP2 take the current one
+    return device
 
 
 def main(arguments: list[str]) -> None:

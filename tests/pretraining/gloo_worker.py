@@ -21,7 +21,7 @@ from soma_agents.pretraining.packed import Packed
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.sharding import ShardedMuon, put, rows
 from soma_agents.pretraining.structure import plain_traits
-from soma_agents.training.gloo import GlooWorkers
+from soma_agents.training.group import GroupWorkers
 from soma_agents.training.loop import DivergedError
 
 TRAITS = plain_traits([2] * 300)
@@ -32,7 +32,7 @@ class Worker:
     """What one of them does."""
 
     def __init__(self, rank: int, count: int, folder: Path) -> None:
-        self.workers = GlooWorkers(rank, count)
+        self.workers = GroupWorkers(rank, count)
         self.folder = folder
         self.slopes: list[list[float]] = []
         self.facts: dict[str, object] = {"slopes": self.slopes}
