@@ -367,6 +367,18 @@ async def test_a_candidate_compared_with_a_former_champion_is_held(gate):
     assert await gate.champion() == "base"
 
 
+async def test_a_person_may_choose_a_candidate_that_was_held_only_for_its_former_champion(gate):
+    await gate.round("r1", "lora-1")
+    await gate.train("r2", "lora-2")
+    await gate.hear(RollbackRequested())
+    await gate.compare("r2", "lora-2")
+
+    promoted, *_ = await gate.hear(PromotionRequested(model="lora-2"))
+
+    assert (promoted.model, promoted.because) == ("lora-2", "asked by the user")
+    assert await gate.champion() == "lora-2"
+
+
 async def test_an_old_version_trained_again_stays_in_service_whatever_the_verdict(gate):
     await gate.round("r1", "lora-1")
     await gate.hear(RollbackRequested())
