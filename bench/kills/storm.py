@@ -78,10 +78,12 @@ class _Storm:
         self.account = Account()
 
     def rage(self, kills: int) -> None:
-        """Kill so many lives, some of them with another beside them."""
+        """Kill so many lives, some of them, and the first, with another beside them."""
         upto = self._tally.kills + kills
+        do = self._stop_one
         while self._tally.kills < upto:
-            (self._stop_one if self._dice.random() < 0.1 else self._kill_one)()
+            do()
+            do = self._stop_one if self._dice.random() < 0.1 else self._kill_one
             if finding := champion_holds(self._home):
                 self._report(finding)
 
