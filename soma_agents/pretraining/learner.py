@@ -224,7 +224,8 @@ class Learner(nn.Module):
     def exported(self) -> Iterator[tuple[str, Tensor]]:
         """The weights as `Transformer.state_dict` names them, without a tied head, one by one.
 
-        They lie in the CPU's memory, whatever the learner computes on. Of a parted learner every worker must go through all of them.
+        They lie in the CPU's memory, whatever the learner computes on. Of a parted learner every
+        worker must go through all of them.
 
         Raises:
             InvalidError: serving knows nothing of hierarchy-aware rotations.

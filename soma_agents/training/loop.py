@@ -40,9 +40,10 @@ from soma_agents.training.corpus import (
 from soma_agents.training.request import STOP
 from soma_agents.training.schedules import learning_rate
 
+Stopped = Literal["finished", "early", "deadline", "stop file"]
+
 VALIDATIONS = 4
 """How often a whole run looks at its validation split."""
-
 VALIDATION_TOKENS = 2048
 """Tokens of the validation split that are looked at: validation costs time, too."""
 
@@ -98,7 +99,7 @@ class Outcome:
     """
 
     adapter: LoraAdapter
-    stopped: Literal["finished", "early", "deadline", "stop file"]
+    stopped: Stopped
     step: int
     best_step: int
     tokens: int
@@ -219,9 +220,7 @@ class _Run:
 
     # --- running ---------------------------------------------------------------------------
 
-    def train(
-        self, on_progress: Callable[[Progress], None]
-    ) -> Literal["finished", "early", "deadline", "stop file"]:
+    def train(self, on_progress: Callable[[Progress], None]) -> Stopped:
         """Take the remaining steps and say why there are no more."""
         while self._state.step < len(self._plan):
             if self._state.worse >= self._settings.patience:
@@ -369,7 +368,7 @@ class _Run:
             tensors[f"square/{name}"] = moments["exp_avg_sq"]
         self._checkpoints.save(Checkpoint(asdict(self._state), tensors))
 
-    def finish(self, stopped: Literal["finished", "early", "deadline", "stop file"]) -> Outcome:
+    def finish(self, stopped: Stopped) -> Outcome:
         """The best adapter there is; the newest when validation has said nothing yet."""
         state = self._state
         if state.best_step:

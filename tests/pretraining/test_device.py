@@ -70,7 +70,7 @@ def weights(outcome):
     return torch.cat([p.detach().cpu().reshape(-1) for p in outcome.learner.parameters()])
 
 
-def alike(there, here):
+def assert_alike(there, here):
     assert there[1] == pytest.approx(here[1], rel=1e-4)
     assert there[0].bits_per_byte == pytest.approx(here[0].bits_per_byte, rel=1e-4)
     assert torch.allclose(weights(there[0]), weights(here[0]), atol=MATRIX)
@@ -81,15 +81,15 @@ def test_a_learner_computes_where_it_lies(part, learn, pretended):
     there, here = learn(pretended, model=PARTS[part]), learn(HERE, model=PARTS[part])
 
     assert {p.device.type for p in there[0].learner.parameters()} == {THERE.type}
-    alike(there, here)
+    assert_alike(there, here)
 
 
 def test_what_is_somas_own_computes_where_the_learner_lies(learn, pretended):
-    alike(learn(pretended, **OWN), learn(HERE, **OWN))
+    assert_alike(learn(pretended, **OWN), learn(HERE, **OWN))
 
 
 def test_replies_are_learnt_where_the_learner_lies(learn, pretended):
-    alike(learn(pretended, replies_only=True), learn(HERE, replies_only=True))
+    assert_alike(learn(pretended, replies_only=True), learn(HERE, replies_only=True))
 
 
 @pytest.mark.parametrize("order", [1, -1])

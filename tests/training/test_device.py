@@ -69,7 +69,7 @@ def learn(path, tmp_path):
     return run
 
 
-def alike(there, here):
+def assert_alike(there, here):
     assert there.step == here.step > 2
     assert there.train_loss == pytest.approx(here.train_loss, rel=1e-4)
     assert there.validation_loss == pytest.approx(here.validation_loss, rel=1e-4)
@@ -79,7 +79,7 @@ def alike(there, here):
 
 
 def test_an_adapter_is_learnt_where_the_model_lies(learn, pretended):
-    alike(learn(pretended), learn(HERE))
+    assert_alike(learn(pretended), learn(HERE))
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -90,7 +90,7 @@ def test_a_run_goes_on_on_another_kind_of_device(order, learn, pretended):
     moved = learn(second, folder="moved")
 
     assert stopped.stopped == "stop file"
-    alike(moved, learn(HERE))
+    assert_alike(moved, learn(HERE))
 
 
 async def test_a_round_is_trained_on_the_best_device_and_served_on_the_cpu(

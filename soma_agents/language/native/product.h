@@ -67,7 +67,7 @@ INLINE uint16_t largest(__m512i x)
 /* `groups` of 32 numbers, rounded; `half` of the range of the weights they will meet. bf16 without their
    signs are ordered as whole numbers, NaN last: a group with one, or with an infinite number, gets such a
    scale, so that its products are no numbers either. */
-static void to_bytes(const bf16 *x, long groups, int half, const struct rounded *to)
+static void to_bytes(const bf16 *x, long groups, uint32_t half, const struct rounded *to)
 {
     for (long g = 0; g < groups; g++, x += GROUP) {
         const __m512i sizes = _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi16(0x7FFF));
@@ -81,7 +81,7 @@ static void to_bytes(const bf16 *x, long groups, int half, const struct rounded 
         _mm_storeu_si128(q + 1, _mm512_cvtsepi32_epi8(second));
         to->scales[g] = most / 127.f;
         to->sums[g] = (float)sum * to->scales[g];
-        to->starts[g] = -half * sum;
+        to->starts[g] = (int32_t)(-half * (uint32_t)sum); /* wraps where x is no number */
     }
 }
 
@@ -127,9 +127,9 @@ INLINE void outputs_of(const struct product *p, long tile, const int R, const in
 INLINE void some_outputs(const struct product *p, long rows, long tile, long end, const int bits,
                          const int affine)
 {
-#define WALK(R)                                                                       \
-    case R:                                                                           \
-        for (; tile < end; tile++) outputs_of(p, tile, R, bits, affine);              \
+#define WALK(R)                                                          \
+    case R:                                                              \
+        for (; tile < end; tile++) outputs_of(p, tile, R, bits, affine); \
         break;
     switch (rows) {
         WALK(1) WALK(2) WALK(3) WALK(4) WALK(5) WALK(6) WALK(7) WALK(8)
@@ -153,7 +153,7 @@ static void rows_together(const struct matrix *m, const bf16 *x, long rows, bf16
     float scales[rows * groups], sums[rows * groups];
     int32_t starts[rows * groups];
     const struct rounded all = {q, scales, sums, starts};
-    to_bytes(x, rows * groups, 1 << (m->bits - 1), &all);
+    to_bytes(x, rows * groups, 1u << (m->bits - 1), &all);
     const long few = rows > MOST_ROWS ? MOST_TILES : end - tile;
     for (long stop; tile < end; tile = stop) {
         stop = tile + few < end ? tile + few : end;
