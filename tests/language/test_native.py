@@ -174,6 +174,6 @@ def test_decoding_gives_the_logits_of_reading_everything_again(make_config, chan
 
 
 def test_without_a_compiled_library_there_are_no_kernels(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "library", lambda: tmp_path / "absent.so")
+    monkeypatch.setattr(native, "library", lambda _: tmp_path / "absent.so")
 
     assert kernels.__wrapped__() is None

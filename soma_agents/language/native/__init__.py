@@ -1,8 +1,8 @@
-"""Kernels in C for what decoding does most, where they are compiled and the processor has AVX512.
+"""Kernels in C for what decoding does most, where they are compiled: for AVX512 or for AVX2.
 
 They are torch's arithmetic (bf16 in and out, sums in fp32) without what a call of torch costs. A
 product with stored blocks rounds its input to bytes, 32 numbers by their range, and multiplies whole
-numbers (AVX512-VNNI).
+numbers.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.language.native.pages import Shelf
-from soma_agents.language.native.place import library
+from soma_agents.language.native.place import INSTRUCTIONS, library
 
 GROUP, TILE, WIDE = 32, 16, 8
 """Values that share a scale; outputs computed together; bits of the wider blocks."""
@@ -267,8 +267,7 @@ def kernels() -> Kernels | None:
 
     torch is loaded by now, so both use the same OpenMP workers.
     """
-    path = library()
-    if not path.exists():
-        return None
-    found = ctypes.CDLL(str(path))
-    return Kernels(found) if found.supported() else None
+    for path in map(library, INSTRUCTIONS):
+        if path.exists() and (found := ctypes.CDLL(str(path))).supported():
+            return Kernels(found)
+    return None

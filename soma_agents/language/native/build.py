@@ -5,45 +5,49 @@ import subprocess
 import sys
 from pathlib import Path
 
-from soma_agents.language.native.place import SOURCE, library
+from soma_agents.language.native.place import INSTRUCTIONS, SOURCE, library
 from soma_agents.language.symbols import compiled
 
-ANYWHERE = ("-O3", "-std=gnu11", "-shared", "-fPIC")
-FLAGS = (
-    *(*ANYWHERE, "-fopenmp"),
-    *("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mavx512vnni"),
-)
+FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC")
 
 
-def build() -> Path | None:
-    """The kernels' library, compiled if it is not there yet; None where no compiler can."""
-    return _built(SOURCE, library(), FLAGS)
+def build() -> list[Path]:
+    """The kernels' libraries, compiled where they are not there yet; none where no compiler can.
+
+    One for each kind of processor: which one runs them is seen when they are loaded.
+    """
+    wanted = [library(name) for name in INSTRUCTIONS]
+    for old in {*SOURCE.parent.glob("kernels-*.so")}.difference(wanted):
+        old.unlink()
+    every = zip(wanted, INSTRUCTIONS.values(), strict=True)
+    return [path for path, flags in every if _built(SOURCE, path, (*FLAGS, "-fopenmp", *flags))]
 
 
-def build_uids() -> Path | None:
+def build_uids() -> bool:
     """The same for the ids' loop, which any processor runs."""
-    return _built(compiled.SOURCE, compiled.library(), ANYWHERE)
+    for old in {*compiled.SOURCE.parent.glob("uids-*.so")}.difference([compiled.library()]):
+        old.unlink()
+    return _built(compiled.SOURCE, compiled.library(), FLAGS)
 
 
-def _built(source: Path, target: Path, flags: tuple[str, ...]) -> Path | None:
+def _built(source: Path, target: Path, flags: tuple[str, ...]) -> bool:
+    """Whether the library is there now."""
     if target.exists():
-        return target
+        return True
     if (compiler := shutil.which("cc")) is None:
-        return None
+        return False
     fresh = target.with_suffix(".new")
     command = [compiler, *flags, "-o", str(fresh), str(source)]
     if subprocess.run(command, check=False, capture_output=True).returncode:  # noqa: S603
-        return None
-    for old in target.parent.glob(f"*{target.suffix}"):
-        old.unlink()
-    return fresh.rename(target)
+        return False
+    fresh.rename(target)
+    return True
 
 
 if __name__ == "__main__":
     build_uids()
-    found = build()
     sys.stdout.write(
         "soma: compiled the decoding kernels\n"
-        if found
-        else "soma: no C compiler for this processor's AVX512-BF16 and -VNNI; decoding uses torch alone\n"
+        if build()
+        else "soma: no C compiler for x86-64 with AVX2; decoding uses torch alone\n"
     )

@@ -1,5 +1,4 @@
-/* The arithmetic of a decoding step for x86-64 with AVX512-BF16 and AVX512-VNNI: bf16 numbers in and
-   out, sums in fp32. Each row of a batch is computed the same whatever the other rows are. `__init__.py` says
+/* The arithmetic of a decoding step for x86-64: bf16 numbers in and out, sums in fp32. Each row of a batch is computed the same whatever the other rows are. `__init__.py` says
    what the shapes are and checks them; `build.py` compiles this. */
 
 #include "low_rank.h"
@@ -10,8 +9,7 @@
 int supported(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    return runs_here();
 }
 
 /* Whether it multiplies tiles (AMX). */
@@ -28,20 +26,22 @@ static void turn(bf16 *to, const bf16 *x, const bf16 *cos, const bf16 *sin, long
 {
     const long half = turned / 2;
     long i = 0;
-    for (; i + TILE <= half; i += TILE) {
-        const __m512 low = wide16(x + i), high = wide16(x + half + i);
-        __m512 first = _mm512_mul_ps(high, wide16(sin + i));
-        __m512 second = _mm512_mul_ps(low, wide16(sin + half + i));
-        narrow16(to + i, _mm512_fmadd_ps(low, wide16(cos + i), first));
-        narrow16(to + half + i, _mm512_fmadd_ps(high, wide16(cos + half + i), second));
+    for (; i + LANES <= half; i += LANES) {
+        const floats low = widen(x + i), high = widen(x + half + i);
+        const floats first = times(high, widen(sin + i)), second = times(low, widen(sin + half + i));
+        narrow(to + i, times_plus(low, widen(cos + i), first));
+        narrow(to + half + i, times_plus(high, widen(cos + half + i), second));
     }
     for (; i < half; i++) {
         const float low = wide(x[i]), high = wide(x[half + i]);
-        to[i] = narrow(__builtin_fmaf(low, wide(cos[i]), high * wide(sin[i])));
-        to[half + i] = narrow(__builtin_fmaf(high, wide(cos[half + i]), low * wide(sin[half + i])));
+        to[i] = narrow_one(__builtin_fmaf(low, wide(cos[i]), high * wide(sin[i])));
+        to[half + i] = narrow_one(__builtin_fmaf(high, wide(cos[half + i]), low * wide(sin[half + i])));
     }
     __builtin_memcpy(to + turned, x + turned, (size - turned) * sizeof(bf16));
 }
+
+/* Values that are mixed together. */
+enum { WIDE = 4 * LANES };
 
 struct later {
     const bf16 *keys, *values;
@@ -58,67 +58,66 @@ INLINE void fetch(const bf16 *later, long i, long end)
 INLINE void weights_of(bf16 *weights, float *shares, long stride, const bf16 *queries, const bf16 *keys,
                        long count, long size, const struct later *later, const int H)
 {
-    const __m512 scale = _mm512_set1_ps(1.f / __builtin_sqrtf((float)size));
-    __m512 most[H];
+    const floats scale = all(1.f / __builtin_sqrtf((float)size));
+    floats most[H];
     float scores[H * stride];
-    EACH for (int h = 0; h < H; h++) most[h] = _mm512_set1_ps(-__builtin_inff());
+    EACH for (int h = 0; h < H; h++) most[h] = all(-__builtin_inff());
     for (long j = 0; j < count; j += TILE) {
-        const __mmask16 real = count - j < TILE ? (1u << (count - j)) - 1 : 0xFFFF;
         fetch(later->keys, j * size, (j + TILE) * size);
         EACH for (int h = 0; h < H; h++)
         {
-            const __m512 sums = dots(queries + h * size, keys + j * size, count - j, size);
-            const __m512 some = _mm512_mask_mul_ps(_mm512_set1_ps(-__builtin_inff()), real, sums, scale);
-            most[h] = _mm512_max_ps(most[h], some);
-            _mm512_storeu_ps(scores + h * stride + j, some);
+            floats some[PARTS];
+            dots(some, queries + h * size, keys + j * size, count - j, size);
+            EACH for (int part = 0; part < PARTS; part++)
+            {
+                const floats seen = first_lanes(times(some[part], scale), count - j - part * LANES);
+                most[h] = larger(most[h], seen);
+                put(scores + h * stride + j + part * LANES, seen);
+            }
         }
     }
     EACH for (int h = 0; h < H; h++)
     {
-        const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most[h]));
-        __m512 total = _mm512_setzero_ps();
-        for (long j = 0; j < count; j += TILE) {
-            const __m512 weight = exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + h * stride + j), top));
-            narrow16(weights + h * stride + j, weight);
-            total = _mm512_add_ps(total, wide16(weights + h * stride + j));
+        const floats top = all(largest_of(most[h]));
+        floats total = all(0);
+        for (long j = h * stride; j < h * stride + count; j += LANES) {
+            narrow(weights + j, exp_of(minus(get(scores + j), top)));
+            total = plus(total, widen(weights + j));
         }
-        shares[h] = 1.f / _mm512_reduce_add_ps(total);
+        shares[h] = 1.f / sum_of(total);
     }
 }
 
-/* 32 · W numbers of H weighted sums of values, `size` apart, two of them at once; the values that are
-   looked at `later` are fetched. */
+/* 2 · LANES · W numbers of H weighted sums of values, `size` apart, two of them at once; the values that
+   are looked at `later` are fetched. */
 INLINE void mix(bf16 *to, const bf16 *weights, const float *shares, long stride, const bf16 *values,
                 long count, long size, const bf16 *later, const int W, const int H)
 {
-    __m512 low[W * H], high[W * H];
-    EACH for (int i = 0; i < W * H; i++) low[i] = high[i] = _mm512_setzero_ps();
+    floats some[W * H], others[W * H];
+    EACH for (int i = 0; i < W * H; i++) some[i] = others[i] = all(0);
     for (long j = 0; j < count; j += 2) {
         const bf16 *value = values + j * size, *second = j + 1 < count ? value + size : value;
         EACH for (int w = 0; w < W; w++)
         {
-            const __m512i one = _mm512_loadu_si512(value + w * 32), other = _mm512_loadu_si512(second + w * 32);
-            const __m512i lows = _mm512_unpacklo_epi16(one, other), highs = _mm512_unpackhi_epi16(one, other);
-            __builtin_prefetch(later + j * size + w * 32, 0, 2);
-            __builtin_prefetch(later + (j + 1) * size + w * 32, 0, 2);
+            const long at = w * 2 * LANES;
+            const halves one = get_halves(value + at), other = get_halves(second + at);
+            const halves pairs = some_pairs(one, other), rest = other_pairs(one, other);
+            if (at % GROUP == 0) {
+                __builtin_prefetch(later + j * size + at, 0, 2);
+                __builtin_prefetch(later + (j + 1) * size + at, 0, 2);
+            }
             EACH for (int h = 0; h < H; h++)
             {
-                int pair;
-                __builtin_memcpy(&pair, weights + h * stride + j, 4);
-                const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-                low[h * W + w] = _mm512_dpbf16_ps(low[h * W + w], (__m512bh)lows, both);
-                high[h * W + w] = _mm512_dpbf16_ps(high[h * W + w], (__m512bh)highs, both);
+                const halves both = all_pairs(weights + h * stride + j);
+                some[h * W + w] = plus_pairs(some[h * W + w], pairs, both);
+                others[h * W + w] = plus_pairs(others[h * W + w], rest, both);
             }
         }
     }
-    const __m512i order = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11); /* as before the unpacking */
     EACH for (int h = 0; h < H; h++) EACH for (int w = 0; w < W; w++)
     {
-        const __m512 share = _mm512_set1_ps(shares[h]);
-        const __m256i lows = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(low[h * W + w], share));
-        const __m256i highs = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(high[h * W + w], share));
-        const __m512i all = _mm512_permutex2var_epi64(_mm512_castsi256_si512(lows), order, _mm512_castsi256_si512(highs));
-        _mm512_storeu_si512(to + h * size + w * 32, all);
+        const floats share = all(shares[h]), low = times(some[h * W + w], share);
+        put_columns(to + h * size + w * 2 * LANES, low, times(others[h * W + w], share));
     }
 }
 
@@ -168,9 +167,9 @@ INLINE void look(const struct attention *a, long row, long head, const struct la
     weights_of(weights, shares, stride, queries, keys, count, size, later, H);
     bf16 *to = a->y + (row * a->heads + head) * size;
     long i = 0;
-    for (; i + 64 <= size; i += 64)
+    for (; i + WIDE <= size; i += WIDE)
         mix(to + i, weights, shares, stride, values + i, count, size, later->values + i, 2, H);
-    for (; i < size; i += 32)
+    for (; i < size; i += WIDE / 2)
         mix(to + i, weights, shares, stride, values + i, count, size, later->values + i, 1, H);
 }
 
@@ -189,12 +188,12 @@ static void look_together(const struct attention *a, long task, long heads)
 }
 
 /* The calling thread's share of both, once all are stored: several rows may be of one slot. */
-static void share_of_attention(const struct attention *a, struct meeting *all)
+static void share_of_attention(const struct attention *a, struct meeting *everyone)
 {
 #pragma omp for schedule(static) nowait
     for (long task = 0; task < a->rows * a->kv_heads; task++)
         store(a, task / a->kv_heads, task % a->kv_heads);
-    meet(all);
+    meet(everyone);
     /* Heads that share keys read them together; of one row all threads need some. */
     const long together = a->rows > 1 ? a->heads / a->kv_heads : 1, tasks = a->heads / together;
 #pragma omp for schedule(static) nowait
@@ -210,9 +209,9 @@ void attend(const bf16 *qkv, bf16 *stored, const int64_t *slots, const int64_t *
                                 rows, heads, kv_heads, size, turned, capacity, window};
     long seen = 0;
     for (long row = 0; row < rows; row++) seen += positions[row] + 1;
-    struct meeting all = {0, 0};
+    struct meeting everyone = {0, 0};
 #pragma omp parallel if (seen * heads > WORTHWHILE)
-    share_of_attention(&a, &all);
+    share_of_attention(&a, &everyone);
 }
 
 /* --- element by element ---------------------------------------------------------------------- */
@@ -220,13 +219,12 @@ void attend(const bf16 *qkv, bf16 *stored, const int64_t *slots, const int64_t *
 void rms_norm(const bf16 *x, const bf16 *weight, float eps, bf16 *y, long rows, long size)
 {
     for (long row = 0; row < rows; row++, x += size, y += size) {
-        __m512 squares = _mm512_setzero_ps();
-        for (long i = 0; i < size; i += TILE)
-            squares = _mm512_fmadd_ps(wide16(x + i), wide16(x + i), squares);
-        const float mean = _mm512_reduce_add_ps(squares) / (float)size;
-        const __m512 scale = _mm512_set1_ps(1.f / __builtin_sqrtf(mean + eps));
-        for (long i = 0; i < size; i += TILE)
-            narrow16(y + i, _mm512_mul_ps(_mm512_mul_ps(wide16(x + i), scale), wide16(weight + i)));
+        floats squares = all(0);
+        for (long i = 0; i < size; i += LANES) squares = times_plus(widen(x + i), widen(x + i), squares);
+        const float mean = sum_of(squares) / (float)size;
+        const floats scale = all(1.f / __builtin_sqrtf(mean + eps));
+        for (long i = 0; i < size; i += LANES)
+            narrow(y + i, times(times(widen(x + i), scale), widen(weight + i)));
     }
 }
 
@@ -234,11 +232,10 @@ void rms_norm(const bf16 *x, const bf16 *weight, float eps, bf16 *y, long rows, 
 void gated_silu(const bf16 *x, bf16 *y, long rows, long size)
 {
     for (long row = 0; row < rows; row++)
-        for (long i = 0; i < size; i += TILE) {
-            const __m512 gate = wide16(x + row * 2 * size + i), one = _mm512_set1_ps(1.f);
-            const __m512 below = _mm512_add_ps(one, exp16(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
-            const __m512 up = wide16(x + row * 2 * size + size + i);
-            narrow16(y + row * size + i, _mm512_mul_ps(_mm512_div_ps(gate, below), up));
+        for (long i = 0; i < size; i += LANES) {
+            const floats gate = widen(x + row * 2 * size + i), up = widen(x + row * 2 * size + size + i);
+            const floats below = plus(all(1), exp_of(minus(all(0), gate)));
+            narrow(y + row * size + i, times(over(gate, below), up));
         }
 }
 
@@ -283,9 +280,9 @@ static void share_of_sum(bf16 *x, const bf16 *y, long rows, long size)
 {
     const long part = omp_get_thread_num(), parts = omp_get_num_threads(), tiles = size / TILE;
     for (long row = 0; row < rows; row++)
-        for (long i = tiles * part / parts * TILE; i < tiles * (part + 1) / parts * TILE; i += TILE) {
+        for (long i = tiles * part / parts * TILE; i < tiles * (part + 1) / parts * TILE; i += LANES) {
             bf16 *to = x + row * size + i;
-            narrow16(to, _mm512_add_ps(wide16(to), wide16(y + row * size + i)));
+            narrow(to, plus(widen(to), widen(y + row * size + i)));
         }
 }
 
@@ -305,8 +302,8 @@ void through_blocks(const struct stack *s, bf16 *x, bf16 *const *stored, bf16 *s
                                  {asking, width, 3, 1, {width}},
                                  {width, 2 * inner, 4, 2, {inner, inner}},
                                  {inner, width, 6, 1, {width}}};
-    struct meeting all = {0, 0};
-    const struct step step = {s, sites, {adapters, ranks, between}, rows, &all};
+    struct meeting everyone = {0, 0};
+    const struct step step = {s, sites, {adapters, ranks, between}, rows, &everyone};
 #pragma omp parallel
     for (long layer = 0; layer < s->layers; layer++) {
         const struct block *b = s->blocks + layer;
@@ -315,26 +312,26 @@ void through_blocks(const struct stack *s, bf16 *x, bf16 *const *stored, bf16 *s
 #pragma omp for schedule(static) nowait
         for (long row = 0; row < rows; row++)
             rms_norm(x + row * width, b->attention_norm, s->eps, normed + row * width, 1, width);
-        meet(&all);
+        meet(&everyone);
         share_of_site(&step, layer, QKV, normed, qkv);
-        meet(&all);
-        share_of_attention(&a, &all);
-        meet(&all);
+        meet(&everyone);
+        share_of_attention(&a, &everyone);
+        meet(&everyone);
         share_of_site(&step, layer, OUT, seen, y);
         share_of_sum(x, y, rows, width);
-        meet(&all);
+        meet(&everyone);
 #pragma omp for schedule(static) nowait
         for (long row = 0; row < rows; row++)
             rms_norm(x + row * width, b->mlp_norm, s->eps, normed + row * width, 1, width);
-        meet(&all);
+        meet(&everyone);
         share_of_site(&step, layer, GATE_UP, normed, hidden);
-        meet(&all);
+        meet(&everyone);
 #pragma omp for schedule(static) nowait
         for (long row = 0; row < rows; row++)
             gated_silu(hidden + row * 2 * inner, active + row * inner, 1, inner);
-        meet(&all);
+        meet(&everyone);
         share_of_site(&step, layer, DOWN, active, y);
         share_of_sum(x, y, rows, width);
-        meet(&all);
+        meet(&everyone);
     }
 }

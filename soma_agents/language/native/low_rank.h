@@ -46,8 +46,10 @@ static void share_of_down(const struct corrections *c, const struct site *s, lon
         const long row = task % rows, block = task / rows % blocks, p = task / rows / blocks;
         const struct low_rank *l = correction_of(c, row, layer, s->first + p);
         if (l && block * TILE < c->adapters[row]->ranks) {
-            const __m512 sums = dots(x + row * s->inputs, l->down + block * TILE * s->inputs, 16, s->inputs);
-            narrow16(c->between + (row * s->count + p) * c->ranks + block * TILE, sums);
+            bf16 *to = c->between + (row * s->count + p) * c->ranks + block * TILE;
+            floats sums[PARTS];
+            dots(sums, x + row * s->inputs, l->down + block * TILE * s->inputs, TILE, s->inputs);
+            EACH for (int part = 0; part < PARTS; part++) narrow(to + part * LANES, sums[part]);
         }
     }
 }
@@ -55,15 +57,13 @@ static void share_of_down(const struct corrections *c, const struct site *s, lon
 /* One row's correction of tiles `tile` to `end` of a projection, added to `y`, where it begins. */
 static void correct(const bf16 *between, const bf16 *up, long ranks, bf16 *y, long tile, long end)
 {
-    for (; tile < end; tile++) {
-        __m512 sum = wide16(y + tile * TILE);
-        for (long i = 0; i < ranks; i += 2) {
-            int pair;
-            __builtin_memcpy(&pair, between + i, 4);
-            sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(up + (tile * ranks + i) * TILE),
-                                   (__m512bh)_mm512_set1_epi32(pair));
-        }
-        narrow16(y + tile * TILE, sum);
+    for (bf16 *to = y + tile * TILE; to < y + end * TILE; to += LANES) {
+        const long column = (to - y) % TILE;
+        const bf16 *from = up + (to - y - column) * ranks + 2 * column;
+        floats sum = widen(to);
+        for (long i = 0; i < ranks; i += 2)
+            sum = plus_pairs(sum, get_halves(from + i * TILE), all_pairs(between + i));
+        narrow(to, sum);
     }
 }
 

@@ -1,4 +1,4 @@
-/* bf16 numbers, sixteen of them at once, and where the threads of a step meet. */
+/* bf16 numbers, LANES of them at once, and where the threads of a step meet. */
 
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#define EACH _Pragma("GCC unroll 8")
+#define EACH _Pragma("GCC unroll 16")
 
 /* Scores below which waking another core takes longer than the work. */
 enum { WORTHWHILE = 4096 };
@@ -16,75 +16,53 @@ enum { TILE = 16, PATIENCE = 500 };
 
 typedef uint16_t bf16;
 
+#ifdef __AVX512BF16__
+#include "avx512.h"
+#else
+#include "avx2.h"
+#endif
+
+enum { PARTS = TILE / LANES };
+
 INLINE float wide(bf16 x)
 {
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128((int)x << 16)));
 }
 
-INLINE __m512 wide16(const bf16 *x)
-{
-    __m256i halves = _mm256_loadu_si256((const void *)x);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-INLINE bf16 narrow(float x)
-{
-    return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0);
-}
-
-INLINE void narrow16(bf16 *to, __m512 x)
-{
-    _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
 /* e to the x: 2 to the whole part by scaling, to the rest by its Taylor series, to 1e-7. */
-INLINE __m512 exp16(__m512 x)
+INLINE floats exp_of(floats x)
 {
-    /* Beyond these it is 0 or infinite anyway; NaN, as the second operand, stays. */
-    x = _mm512_max_ps(_mm512_set1_ps(-200), _mm512_min_ps(_mm512_set1_ps(100), x));
-    __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
-    __m512 whole = _mm512_roundscale_ps(power, 0);
-    __m512 rest = _mm512_mul_ps(_mm512_sub_ps(power, whole), _mm512_set1_ps(0.69314718f));
+    /* Beyond these it is 0 or infinite anyway. */
+    x = larger(all(-170), smaller(all(100), x));
+    floats power = times(x, all(1.44269504f));
+    floats integer = nearest(power);
+    floats rest = times(minus(power, integer), all(0.69314718f));
     static const float factors[] = {1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f};
-    __m512 sum = _mm512_set1_ps(1.f / 720);
+    floats sum = all(1.f / 720);
     EACH for (int i = 0; i < 6; i++)
-        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factors[i]));
-    return _mm512_scalef_ps(sum, whole);
+        sum = times_plus(sum, rest, all(factors[i]));
+    return scaled(sum, integer);
 }
 
-/* Lane j is the sum of the lanes of x[j]: each step adds halves and brings two vectors together. */
-INLINE __m512 sums_of(__m512 x[16])
+/* x · each of TILE rows of as many numbers, a multiple of 32; from `count` on the last one again. */
+INLINE void dots(floats to[PARTS], const bf16 *x, const bf16 *rows, long count, long size)
 {
-    EACH for (int i = 0; i < 8; i++)
-        x[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]),
-                             _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
-    EACH for (int i = 0; i < 4; i++) {
-        __m512d even = _mm512_castps_pd(x[2 * i]), odd = _mm512_castps_pd(x[2 * i + 1]);
-        x[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(even, odd)),
-                             _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd)));
+    EACH for (int part = 0; part < PARTS; part++)
+    {
+        floats sums[LANES];
+        const bf16 *row[LANES];
+        EACH for (long k = 0; k < LANES; k++) {
+            const long at = part * LANES + k;
+            sums[k] = all(0);
+            row[k] = rows + (at < count ? at : count - 1) * size;
+        }
+        for (long i = 0; i < size; i += 2 * LANES) {
+            const halves some = get_halves(x + i);
+            EACH for (long k = 0; k < LANES; k++)
+                sums[k] = plus_pairs(sums[k], get_halves(row[k] + i), some);
+        }
+        to[part] = sums_of(sums);
     }
-    EACH for (int i = 0; i < 2; i++)
-        x[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x44),
-                             _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xEE));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(x[0], x[1], 0x88),
-                         _mm512_shuffle_f32x4(x[0], x[1], 0xDD));
-}
-
-/* x · each of 16 rows of as many numbers, a multiple of 32; from `count` on the last one again. */
-INLINE __m512 dots(const bf16 *x, const bf16 *rows, long count, long size)
-{
-    __m512 sums[16];
-    const bf16 *row[16];
-    _Pragma("GCC unroll 16") for (long k = 0; k < 16; k++) {
-        sums[k] = _mm512_setzero_ps();
-        row[k] = rows + (k < count ? k : count - 1) * size;
-    }
-    for (long i = 0; i < size; i += 32) {
-        const __m512bh some = (__m512bh)_mm512_loadu_si512(x + i);
-        _Pragma("GCC unroll 16") for (long k = 0; k < 16; k++)
-            sums[k] = _mm512_dpbf16_ps(sums[k], some, (__m512bh)_mm512_loadu_si512(row[k] + i));
-    }
-    return sums_of(sums);
 }
 
 /* The calling thread's share of a product's outputs, in tiles. */

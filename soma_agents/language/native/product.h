@@ -7,7 +7,7 @@
 
 /* AHEAD: bytes of weights between those multiplied and those fetched. As many sums and parts of sums as
    MOST_ROWS stay in registers. */
-enum { GROUP = 32, MOST_ROWS = 8, MOST_TILES = 4, MOST_TOGETHER = 64, AHEAD = 8192 };
+enum { GROUP = 32, MOST_ROWS = 8 / PARTS, MOST_TILES = 4, MOST_TOGETHER = 64, AHEAD = 8192 };
 
 /* Numbers below it count as zero: 127 over them would be infinite. */
 #define LEAST 1e-36f
@@ -57,70 +57,71 @@ void pack(const int8_t *q, long outputs, long inputs, long bits, uint8_t *packed
 }
 
 /* The largest of 32 whole numbers without a sign. */
-INLINE uint16_t largest(__m512i x)
+INLINE uint16_t largest(const uint16_t *x)
 {
-    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
-    const __m128i few = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    __m128i few = _mm_setzero_si128();
+    EACH for (int i = 0; i < GROUP; i += 8)
+        few = _mm_max_epu16(few, _mm_and_si128(_mm_loadu_si128((const void *)(x + i)), _mm_set1_epi16(0x7FFF)));
     return (uint16_t)~_mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(few, _mm_set1_epi16(-1))), 0);
 }
 
-/* `groups` of 32 numbers, rounded; `half` of the range of the weights they will meet. bf16 without their
-   signs are ordered as whole numbers, NaN last: a group with one, or with an infinite number, gets such a
-   scale, so that its products are no numbers either. */
+/* `groups` of 32 numbers, rounded; `half` is what the weights they will meet have been raised by. bf16
+   without their signs are ordered as whole numbers, NaN last: a group with one, or with an infinite number,
+   gets such a scale, so that its products are no numbers either. */
 static void to_bytes(const bf16 *x, long groups, uint32_t half, const struct rounded *to)
 {
     for (long g = 0; g < groups; g++, x += GROUP) {
-        const __m512i sizes = _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi16(0x7FFF));
-        const float most = wide(largest(sizes));
-        const __m512 steps = _mm512_set1_ps(most > LEAST ? 127.f / most : 0.f);
-        const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(wide16(x), steps));
-        const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(wide16(x + 16), steps));
-        const int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
-        __m128i *q = (void *)(to->q + g * GROUP);
-        _mm_storeu_si128(q, _mm512_cvtsepi32_epi8(first));
-        _mm_storeu_si128(q + 1, _mm512_cvtsepi32_epi8(second));
+        const float most = wide(largest(x));
+        const floats steps = all(most > LEAST ? 127.f / most : 0.f);
+        whole lanes = nothing();
+        EACH for (int i = 0; i < GROUP; i += LANES)
+            lanes = to_whole(to->q + g * GROUP + i, times(widen(x + i), steps), lanes);
+        const int32_t sum = total(lanes);
         to->scales[g] = most / 127.f;
         to->sums[g] = (float)sum * to->scales[g];
         to->starts[g] = (int32_t)(-half * (uint32_t)sum); /* wraps where x is no number */
     }
 }
 
-/* A tile of 16 outputs for all rows, R of them. */
+/* A tile of outputs for all rows, R of them. */
 INLINE void outputs_of(const struct product *p, long tile, const int R, const int bits, const int affine)
 {
     const long inputs = p->m->inputs, groups = inputs / GROUP, block = BLOCK(bits);
-    const __m512i low_half = _mm512_set1_epi8(15);
-    __m512 sum[MOST_ROWS];
-    EACH for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
+    floats sum[MOST_ROWS * PARTS];
+    EACH for (int i = 0; i < R * PARTS; i++) sum[i] = all(0);
     for (long g = 0; g < groups; g++) {
         const uint8_t *from = p->m->packed + (tile * groups + g) * block;
         const bf16 *scales = p->m->scales + (tile * groups + g) * (1 + affine) * TILE;
         const int8_t *x = p->x.q + g * GROUP;
-        __m512i part[MOST_ROWS];
-        EACH for (int r = 0; r < R; r++) part[r] = _mm512_set1_epi32(p->x.starts[r * groups + g]);
+        const int32_t *starts = p->x.starts + g;
+        whole count[MOST_ROWS * PARTS];
+        EACH for (int i = 0; i < R * PARTS; i++) count[i] = begun(starts[i / PARTS * groups]);
         EACH for (int four = 0; four < GROUP / 4; four++)
         {
             const uint8_t *line = from + (bits == 8 ? four : four / 2) * 64;
-            __m512i w = _mm512_loadu_si512(line);
+            whole w[PARTS];
+            EACH for (int part = 0; part < PARTS; part++)
+                w[part] = weights_at(line + part * LANES * 4, bits, four % 2);
             if (bits == 8 || four % 2) __builtin_prefetch(line + AHEAD, 0, 2);
-            if (bits == 4) w = _mm512_and_si512(four % 2 ? _mm512_srli_epi16(w, 4) : w, low_half);
             EACH for (int r = 0; r < R; r++)
             {
-                int numbers;
-                __builtin_memcpy(&numbers, x + r * inputs + four * 4, 4);
-                part[r] = _mm512_dpbusd_epi32(part[r], w, _mm512_set1_epi32(numbers));
+                const whole numbers = all_fours(x + r * inputs + four * 4);
+                EACH for (int part = 0; part < PARTS; part++)
+                    count[r * PARTS + part] = plus_fours(count[r * PARTS + part], w[part], numbers, bits);
             }
         }
         __builtin_prefetch(scales + AHEAD / 2 / (bits * 2), 0, 2);
-        const __m512 scale = wide16(scales), zero = affine ? wide16(scales + TILE) : scale;
-        EACH for (int r = 0; r < R; r++)
+        EACH for (int i = 0; i < R * PARTS; i++)
         {
-            const __m512 steps = _mm512_mul_ps(scale, _mm512_set1_ps(p->x.scales[r * groups + g]));
-            if (affine) sum[r] = _mm512_fmadd_ps(zero, _mm512_set1_ps(p->x.sums[r * groups + g]), sum[r]);
-            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r]), steps, sum[r]);
+            const long row = i / PARTS * groups + g;
+            const bf16 *lanes = scales + i % PARTS * LANES;
+            const floats steps = times(widen(lanes), all(p->x.scales[row]));
+            if (affine) sum[i] = times_plus(widen(lanes + TILE), all(p->x.sums[row]), sum[i]);
+            sum[i] = times_plus(counted(count[i], starts[row - g], bits), steps, sum[i]);
         }
     }
-    EACH for (int r = 0; r < R; r++) narrow16(p->y + r * p->m->outputs + tile * TILE, sum[r]);
+    EACH for (int i = 0; i < R * PARTS; i++)
+        narrow(p->y + i / PARTS * p->m->outputs + tile * TILE + i % PARTS * LANES, sum[i]);
 }
 
 /* Tiles from `tile` to `end`. */
@@ -132,7 +133,10 @@ INLINE void some_outputs(const struct product *p, long rows, long tile, long end
         for (; tile < end; tile++) outputs_of(p, tile, R, bits, affine); \
         break;
     switch (rows) {
-        WALK(1) WALK(2) WALK(3) WALK(4) WALK(5) WALK(6) WALK(7) WALK(8)
+        WALK(1) WALK(2) WALK(3) WALK(4)
+#ifdef __AVX512BF16__
+        WALK(5) WALK(6) WALK(7) WALK(8)
+#endif
     }
 }
 
@@ -152,8 +156,8 @@ static void rows_together(const struct matrix *m, const bf16 *x, long rows, bf16
     int8_t q[rows * m->inputs];
     float scales[rows * groups], sums[rows * groups];
     int32_t starts[rows * groups];
-    const struct rounded all = {q, scales, sums, starts};
-    to_bytes(x, rows * groups, 1u << (m->bits - 1), &all);
+    const struct rounded every = {q, scales, sums, starts};
+    to_bytes(x, rows * groups, m->bits == 8 && BYTES_HAVE_SIGNS ? 0 : 1u << (m->bits - 1), &every);
     const long few = rows > MOST_ROWS ? MOST_TILES : end - tile;
     for (long stop; tile < end; tile = stop) {
         stop = tile + few < end ? tile + few : end;
