@@ -6,7 +6,7 @@ it), greedily, as served, and warmer; in one stream and in four. A reply must ha
 ways, else this fails. Tokens a second count from the first token on: until then both do the same.
 The figure is what quoting answers gain as served in one stream; it holds when free conversation is
 nowhere slower. How often what was looked up was right, by how many tokens had stood before, is told
-beside it: `drafts.PRIOR` is made of it, as `drafts.FIXED_ROWS` is of what a step costs for so many rows.
+beside it: `drafts.PRIOR` is made of it, as `fixed_rows` (`native/place.py`) is of what a step costs for so many rows.
 """
 
 import os

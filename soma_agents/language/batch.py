@@ -151,7 +151,7 @@ class Batch:
         if not self._drafts or len(self.decoding) >= FIRST_ROWS:
             return [[] for _ in self.decoding]
         offers = [(s.drafter, s.limit - s.generated - 1) for s in self.decoding if s.drafter]
-        return worthwhile(offers)
+        return worthwhile(offers, self._decoder.fixed_rows)
 
     def _adapters(self, runs: Items[list[int]]) -> MixedLora | None:
         if self._lora is None or all(len(run) == 1 for run in runs):

@@ -25,6 +25,9 @@ from soma_agents.language.transformer import Block, RMSNorm, TransformerConfig, 
 
 Norm = Callable[[Tensor], Tensor]
 
+FIXED_ROWS = 3
+"""What a step by torch's products costs however few its rows are, in rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -98,6 +101,11 @@ class Decoder:
     def read_alike(self) -> int:
         """Tokens of a prompt up to which each is read the same bits whatever is read with it."""
         return 0 if self._stack is None else self._stack.reads
+
+    @property
+    def fixed_rows(self) -> int:
+        """What a step costs however few its rows are, in rows."""
+        return FIXED_ROWS if self._kernels is None else self._kernels.fixed_rows
 
     def step(
         self, runs: Sequence[Sequence[int]], cache: BatchCache, lora: MixedLora | None

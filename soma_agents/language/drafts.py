@@ -22,9 +22,9 @@ MEMORY = 0.9
 """Share of what was learnt about this reply that a step leaves."""
 MOST_ROWS = 16
 """Rows of a step with drafts at most."""
-FIXED_ROWS, FIRST_ROWS = 8, 8
-"""What a step costs however few its rows are, in rows; those beyond the first ones cost twice as much
-(`python -m bench.lookup`, `step_ms`), so that with as many replies no draft pays."""
+FIRST_ROWS = 8
+"""Rows beyond the first ones cost twice as much (`python -m bench.lookup`, `step_ms`), so that with as
+many replies no draft pays."""
 
 
 class Drafter:
@@ -79,8 +79,11 @@ class Drafter:
         return (prior * PRIOR_WEIGHT + self._right) / (PRIOR_WEIGHT + self._tried)
 
 
-def worthwhile(drafters: Sequence[tuple[Drafter, int]]) -> list[list[int]]:
-    """A draft for each, the number at most: the tokens whose chances outweigh the rows they cost."""
+def worthwhile(drafters: Sequence[tuple[Drafter, int]], fixed_rows: int) -> list[list[int]]:
+    """A draft for each, the number at most: the tokens whose chances outweigh the rows they cost.
+
+    `fixed_rows` is what a step costs however few its rows are, in rows.
+    """
     rows = len(drafters)
     guesses = [drafter.guess(min(most, MOST_ROWS - rows)) for drafter, most in drafters]
     chances = [
@@ -90,14 +93,10 @@ def worthwhile(drafters: Sequence[tuple[Drafter, int]]) -> list[list[int]]:
     ]
     lengths, expected = [0] * rows, float(rows)
     for chance, at in sorted(chances, reverse=True)[: MOST_ROWS - rows]:
-        more = _cost(rows + 1) - _cost(rows)
-        if chance * _cost(rows) <= expected * more:  # fewer tokens for the time than without it
+        cost = fixed_rows + rows + max(0, rows - FIRST_ROWS)
+        more = 1 if rows < FIRST_ROWS else 2
+        if chance * cost <= expected * more:  # fewer tokens for the time than without it
             break
         lengths[at] += 1
         rows, expected = rows + 1, expected + chance
     return [guess[:length] for guess, length in zip(guesses, lengths, strict=True)]
-
-
-def _cost(rows: int) -> int:
-    """Of a step."""
-    return FIXED_ROWS + rows + max(0, rows - FIRST_ROWS)

@@ -291,20 +291,26 @@ def test_a_draft_shrinks_to_nothing_where_it_was_wrong_and_grows_where_it_was_ri
         right.push(step % 8 + 1)
         wrong.push((1, 2, 100 + step)[step % 3])
 
-    assert len(worthwhile([(right, 50)])[0]) >= 7
-    assert len(worthwhile([(wrong, 50)])[0]) <= 1
+    assert len(worthwhile([(right, 50)], 8)[0]) >= 7
+    assert len(worthwhile([(wrong, 50)], 8)[0]) <= 1
+
+
+def test_less_is_drafted_where_each_row_costs_more():
+    few, many = (len(worthwhile([(drafter(ROUND), 50)], fixed)[0]) for fixed in (1, 8))
+
+    assert few < many
 
 
 @pytest.mark.parametrize("streams", range(1, 20))
 def test_a_step_has_few_rows_however_much_there_is_to_draft(streams):
-    drafts = worthwhile([(drafter(ROUND), 50) for _ in range(streams)])
+    drafts = worthwhile([(drafter(ROUND), 50) for _ in range(streams)], 8)
 
     assert streams + sum(map(len, drafts)) <= max(streams, MOST_ROWS)
 
 
 def test_no_more_is_drafted_than_the_reply_may_have():
-    assert worthwhile([(drafter(ROUND), 0)]) == [[]]
-    assert len(worthwhile([(drafter(ROUND), 2)])[0]) <= 2
+    assert worthwhile([(drafter(ROUND), 0)], 8) == [[]]
+    assert len(worthwhile([(drafter(ROUND), 2)], 8)[0]) <= 2
 
 
 @needs_kernels

@@ -172,7 +172,9 @@ class Stack:
 class Kernels:
     """The compiled functions, on tensors. All numbers are bf16."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, fixed_rows: int) -> None:
+        self.fixed_rows = fixed_rows
+        """What a step costs however few its rows are, in rows."""
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
@@ -267,7 +269,8 @@ def kernels() -> Kernels | None:
 
     torch is loaded by now, so both use the same OpenMP workers.
     """
-    for path in map(library, INSTRUCTIONS):
+    for name, needs in INSTRUCTIONS.items():
+        path = library(name)
         if path.exists() and (found := ctypes.CDLL(str(path))).supported():
-            return Kernels(found)
+            return Kernels(found, needs.fixed_rows)
     return None

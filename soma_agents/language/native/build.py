@@ -20,7 +20,8 @@ def build() -> list[Path]:
     for old in {*SOURCE.parent.glob("kernels-*.so")}.difference(wanted):
         old.unlink()
     every = zip(wanted, INSTRUCTIONS.values(), strict=True)
-    return [path for path, flags in every if _built(SOURCE, path, (*FLAGS, "-fopenmp", *flags))]
+    flags = (*FLAGS, "-fopenmp")
+    return [path for path, needs in every if _built(SOURCE, path, (*flags, *needs.flags))]
 
 
 def build_uids() -> bool:

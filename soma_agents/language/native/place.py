@@ -2,13 +2,26 @@
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 SOURCE = Path(__file__).with_name("kernels.c")
+
+
+class Instructions(NamedTuple):
+    """What a library needs of a processor."""
+
+    flags: tuple[str, ...]
+    """For the compiler."""
+    fixed_rows: int
+    """What a step costs however few its rows are, in rows (`python -m bench.lookup`, `step_ms`)."""
+
+
+AVX512 = ("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mavx512vnni")
 INSTRUCTIONS = {
-    "avx512": ("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mavx512vnni"),
-    "avx2": ("-mfma", "-mavx2"),
+    "avx512": Instructions(AVX512, 8),
+    "avx2": Instructions(("-mfma", "-mavx2"), 2),
 }
-"""What a compiler is told of the processors that a library is for, the quickest first."""
+"""The quickest first."""
 
 
 def library(instructions: str) -> Path:
