@@ -40,8 +40,9 @@ static void turn(bf16 *to, const bf16 *x, const bf16 *cos, const bf16 *sin, long
     __builtin_memcpy(to + turned, x + turned, (size - turned) * sizeof(bf16));
 }
 
-/* Values that are mixed together. */
-enum { WIDE = 4 * LANES };
+/* Heads that share keys looked at together; pieces of their values whose sums fit in registers, and the
+   numbers of these. */
+enum { MOST_HEADS = 3, PIECES = LANES / 8, WIDE = 2 * LANES * PIECES };
 
 struct later {
     const bf16 *keys, *values;
@@ -59,7 +60,7 @@ INLINE void weights_of(bf16 *weights, float *shares, long stride, const bf16 *qu
                        long count, long size, const struct later *later, const int H)
 {
     const floats scale = all(1.f / __builtin_sqrtf((float)size));
-    floats most[H];
+    floats most[MOST_HEADS];
     float scores[H * stride];
     EACH for (int h = 0; h < H; h++) most[h] = all(-__builtin_inff());
     for (long j = 0; j < count; j += TILE) {
@@ -93,7 +94,7 @@ INLINE void weights_of(bf16 *weights, float *shares, long stride, const bf16 *qu
 INLINE void mix(bf16 *to, const bf16 *weights, const float *shares, long stride, const bf16 *values,
                 long count, long size, const bf16 *later, const int W, const int H)
 {
-    floats some[W * H], others[W * H];
+    floats some[PIECES * MOST_HEADS], others[PIECES * MOST_HEADS];
     EACH for (int i = 0; i < W * H; i++) some[i] = others[i] = all(0);
     for (long j = 0; j < count; j += 2) {
         const bf16 *value = values + j * size, *second = j + 1 < count ? value + size : value;
@@ -168,7 +169,7 @@ INLINE void look(const struct attention *a, long row, long head, const struct la
     bf16 *to = a->y + (row * a->heads + head) * size;
     long i = 0;
     for (; i + WIDE <= size; i += WIDE)
-        mix(to + i, weights, shares, stride, values + i, count, size, later->values + i, 2, H);
+        mix(to + i, weights, shares, stride, values + i, count, size, later->values + i, PIECES, H);
     for (; i < size; i += WIDE / 2)
         mix(to + i, weights, shares, stride, values + i, count, size, later->values + i, 1, H);
 }
@@ -183,7 +184,7 @@ static void look_together(const struct attention *a, long task, long heads)
     for (long head = begin; head < end;) switch (end - head) {
             case 1: look(a, row, head, &later, 1), head += 1; break;
             case 2: look(a, row, head, &later, 2), head += 2; break;
-            default: look(a, row, head, &later, 3), head += 3;
+            default: look(a, row, head, &later, MOST_HEADS), head += MOST_HEADS;
         }
 }
 
