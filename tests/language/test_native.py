@@ -8,21 +8,39 @@ from soma_agents.language.cache import BatchCache, PromptCache
 from soma_agents.language.decoder import Decoder
 from soma_agents.language.linear import Stored
 from soma_agents.language.model import LanguageModel
-from soma_agents.language.native import kernels
+from soma_agents.language.native import kernels, loaded
+from soma_agents.language.native.place import INSTRUCTIONS
 from soma_agents.language.transformer import Transformer
 
-needs_kernels = pytest.mark.skipif(
-    kernels() is None, reason="the kernels are not compiled, or not for this processor"
-)
+OURS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            loaded(name) is None, reason=f"not compiled, or this processor has no {name}"
+        ),
+    )
+    for name in INSTRUCTIONS
+]
 
 
-@pytest.fixture(params=[pytest.param("ours", marks=needs_kernels), "torch's"])
+def _computed_by(name, monkeypatch):
+    found = loaded(name) if name in INSTRUCTIONS else None
+    for module in (linear_module, decoder_module):
+        monkeypatch.setattr(module, "kernels", lambda: found)
+    return found
+
+
+@pytest.fixture(params=[*OURS, "torch's"])
 def whose(request, monkeypatch):
-    """Products by our kernels, or as where there are none."""
-    if request.param != "ours":
-        for module in (linear_module, decoder_module):
-            monkeypatch.setattr(module, "kernels", lambda: None)
+    """Products by our kernels of each kind, or as where there are none."""
+    _computed_by(request.param, monkeypatch)
     return request.param
+
+
+@pytest.fixture(params=OURS)
+def ours(request, monkeypatch):
+    """Kernels of each kind that runs here."""
+    return _computed_by(request.param, monkeypatch)
 
 
 def blocks(bits: int, outputs=192, inputs=160) -> Stored:
@@ -54,7 +72,7 @@ def test_a_product_with_blocks_is_the_product_with_what_they_stand_for(whose, bi
 
     y = stored.product()(x)
 
-    exact = (rounded(x) if whose == "ours" else x.float()) @ dense(stored).T
+    exact = (rounded(x) if whose in INSTRUCTIONS else x.float()) @ dense(stored).T
     assert ((y - exact).abs() <= 0.02 * exact.abs() + 2e-2 * exact.abs().mean()).all()
 
 
@@ -70,7 +88,7 @@ def test_a_row_of_a_product_is_bit_for_bit_the_same_in_any_company(bits):
         assert torch.equal(product(x[:rows]), together[:rows])
 
 
-@needs_kernels
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("size", [1e-30, 1, 1e30])
 def test_rounding_to_bytes_costs_a_product_less_than_a_hundredth(bits, size):
@@ -83,7 +101,7 @@ def test_rounding_to_bytes_costs_a_product_less_than_a_hundredth(bits, size):
     assert (y - exact).norm() <= 0.01 * exact.norm()
 
 
-@needs_kernels
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 def test_a_product_of_a_broken_number_is_broken_in_its_row_alone(bits, broken):
@@ -96,19 +114,18 @@ def test_a_product_of_a_broken_number_is_broken_in_its_row_alone(bits, broken):
     assert y[[0, 2]].isfinite().all()
 
 
-@needs_kernels
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_product_of_zeros_is_zero(bits):
     assert not blocks(bits).product()(torch.zeros(2, 160).bfloat16()).any()
 
 
-@needs_kernels
-def test_norm_and_activation_are_torchs():
+def test_norm_and_activation_are_torchs(ours):
     x = torch.randn(5, 96).bfloat16() * torch.logspace(-3, 3, 5)[:, None].bfloat16()
     weight = torch.randn(96).bfloat16()
 
-    normed = kernels().rms_norm(weight, 1e-5)(x)
-    activated = kernels().gated_silu(x)
+    normed = ours.rms_norm(weight, 1e-5)(x)
+    activated = ours.gated_silu(x)
 
     torch.testing.assert_close(
         normed.float(), torch.rms_norm(x.float(), (96,), weight.float(), 1e-5), rtol=1e-2, atol=1e-6
@@ -119,15 +136,13 @@ def test_norm_and_activation_are_torchs():
     )
 
 
-@needs_kernels
-def test_nan_stays_nan():
+def test_nan_stays_nan(ours):
     x = torch.full((1, 64), torch.nan, dtype=torch.bfloat16)
 
-    assert kernels().rms_norm(x[0], 1e-5)(x).isnan().all()
-    assert kernels().gated_silu(x).isnan().all()
+    assert ours.rms_norm(x[0], 1e-5)(x).isnan().all()
+    assert ours.gated_silu(x).isnan().all()
     assert (
-        kernels()
-        .attend(
+        ours.attend(
             x.view(1, 2, 32)[:, [0, 1, 1]],
             torch.zeros(1, 2, 64, 32).bfloat16(),
             (torch.tensor([0]), torch.tensor([3])),

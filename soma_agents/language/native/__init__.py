@@ -263,14 +263,18 @@ class Kernels:
         return y
 
 
-@cache
-def kernels() -> Kernels | None:
-    """The compiled kernels; None where there are none for this processor.
+def loaded(instructions: str) -> Kernels | None:
+    """The kernels for one kind of processor; None where they are not compiled or this is none.
 
     torch is loaded by now, so both use the same OpenMP workers.
     """
-    for name, needs in INSTRUCTIONS.items():
-        path = library(name)
-        if path.exists() and (found := ctypes.CDLL(str(path))).supported():
-            return Kernels(found, needs.fixed_rows)
-    return None
+    path = library(instructions)
+    if not path.exists() or not (found := ctypes.CDLL(str(path))).supported():
+        return None
+    return Kernels(found, INSTRUCTIONS[instructions].fixed_rows)
+
+
+@cache
+def kernels() -> Kernels | None:
+    """The quickest kernels that this processor runs; None where there are none."""
+    return next(filter(None, map(loaded, INSTRUCTIONS)), None)
