@@ -232,7 +232,7 @@ def _linears(model: LanguageModel, native: Kernels | None) -> tuple[list[Decoder
         stored = open_checkpoint(model.path)
     try:
         blocks = [_block(model, layer, stored, native) for layer in range(model.config.layers)]
-        return blocks, _linear(model.transformer.head, "head.weight", stored)
+        return blocks, _linear(model.transformer.head, "head.weight", stored, native)
     finally:
         if stored is not None:
             stored.close()
@@ -246,7 +246,7 @@ def _block(
 
     block, config = cast("Block", model.transformer.blocks[layer]), model.config
     linears = {
-        site: _linear(block.linear(site), f"blocks.{layer}.{site}.weight", stored)
+        site: _linear(block.linear(site), f"blocks.{layer}.{site}.weight", stored, native)
         for site in config.sites
     }
     return DecoderBlock(
@@ -273,9 +273,13 @@ def _stack(
     return native.stack(model.config, norms, [block.linears for block in blocks])
 
 
-def _linear(dense: nn.Linear, name: str, stored: Checkpoint | None) -> Linear:
+def _linear(
+    dense: nn.Linear, name: str, stored: Checkpoint | None, native: Kernels | None
+) -> Linear:
     found = None if stored is None else stored.linear(name)
     bias = cast("Tensor | None", dense.bias)
+    if found is None and native is not None:
+        found = native.dense(dense.weight)
     if found is None:
         return DenseLinear(dense.weight, bias)
     return found if bias is None else BiasedLinear(found, bias)

@@ -88,6 +88,29 @@ def test_a_row_of_a_product_is_bit_for_bit_the_same_in_any_company(bits):
         assert torch.equal(product(x[:rows]), together[:rows])
 
 
+@pytest.mark.parametrize("rows", range(1, 12))
+def test_a_product_with_a_bf16_matrix_is_torchs(ours, rows):
+    weight, x = torch.randn(192, 160).bfloat16(), torch.randn(rows, 160).bfloat16()
+
+    y = ours.dense(weight)(x)
+
+    torch.testing.assert_close(y.float(), x.float() @ weight.float().T, rtol=1e-2, atol=1e-2)
+
+
+def test_a_row_of_a_dense_product_is_bit_for_bit_the_same_in_any_company(ours):
+    product, x = ours.dense(torch.randn(192, 160).bfloat16()), torch.randn(11, 160).bfloat16()
+
+    together = product(x)
+
+    for rows in range(1, 11):
+        assert torch.equal(product(x[:rows]), together[:rows])
+
+
+@pytest.mark.parametrize("sizes", [(200, 160), (192, 168)])
+def test_a_matrix_whose_sizes_do_not_fit_is_left_to_torch(ours, sizes):
+    assert ours.dense(torch.zeros(sizes).bfloat16()) is None
+
+
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("size", [1e-30, 1, 1e30])

@@ -29,7 +29,7 @@ WIDEST_SITE = max(map(len, SITES.values()))
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES = {
     "pack": [_POINTER, *[_LONG] * 3, _POINTER],
-    "block_product": [_POINTER, _POINTER, _LONG, _POINTER],
+    "product": [_POINTER, _POINTER, _LONG, _POINTER],
     "attend": [*[_POINTER] * 7, *[_LONG] * 7],
     "rms_norm": [_POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG],
     "gated_silu": [_POINTER, _POINTER, _LONG, _LONG],
@@ -69,15 +69,16 @@ class _Stack(ctypes.Structure):
 
 
 class Product:
-    """A product with stored blocks (see `linear.Stored`): x (B, inputs) → (B, outputs)."""
+    """A product with stored blocks (see `linear.Stored`) or bf16: x (B, inputs) → (B, outputs)."""
 
-    def __init__(self, multiply: Callable[..., None], packed: Tensor, scales: Tensor) -> None:
+    def __init__(
+        self, multiply: Callable[..., None], bits: int, packed: Tensor, scales: Tensor | None
+    ) -> None:
         """`packed` (outputs, inputs · bits / 8) bytes, `scales` (tiles, groups, 1 or 2, 16)."""
-        outputs, inputs = packed.shape[0], scales.shape[1] * GROUP
-        bits, affine = packed.shape[1] * 8 // inputs, scales.shape[2] - 1
+        outputs, inputs = packed.shape[0], packed.shape[1] * 8 // bits
         self._multiply, self._kept, self._outputs = multiply, (packed, scales), outputs
-        pointers = packed.data_ptr(), scales.data_ptr()
-        self.matrix = _Matrix(*pointers, bits, outputs, inputs, affine)
+        affine, address = (0, None) if scales is None else (scales.shape[2] - 1, scales.data_ptr())
+        self.matrix = _Matrix(packed.data_ptr(), address, bits, outputs, inputs, affine)
         self._matrix = ctypes.addressof(self.matrix)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ class Kernels:
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
         self._shelf = Shelf()
-        self._pack, self._product = library.pack, library.block_product
+        self._pack, self._product = library.pack, library.product
         self._attend, self._norm = library.attend, library.rms_norm
         self._gated_silu, self._through_blocks = library.gated_silu, library.through_blocks
         self._reads = READS_BESIDE_TILES if library.multiplies_tiles() else READS
@@ -196,7 +197,16 @@ class Kernels:
             .view(outputs // TILE, TILE, inputs // GROUP, -1)
         )
         scales = rows.permute(0, 2, 3, 1)
-        return Product(self._product, self._shelf.put(packed), self._shelf.put(scales))
+        return Product(self._product, bits, self._shelf.put(packed), self._shelf.put(scales))
+
+    def dense(self, weight: Tensor) -> Product | None:
+        """The product with a bf16 matrix (outputs, inputs); None where its sizes do not fit."""
+        outputs, inputs = weight.shape
+        if outputs % TILE or inputs % GROUP:
+            return None
+        tiles = weight.view(outputs // TILE, TILE, inputs // 2, 2).transpose(1, 2)
+        packed = tiles.reshape(outputs, inputs).view(torch.uint8)
+        return Product(self._product, 8 * weight.itemsize, self._shelf.put(packed), None)
 
     def stack(
         self,

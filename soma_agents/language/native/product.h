@@ -1,5 +1,5 @@
-/* Products with 4-bit and 8-bit blocks, for `kernels.c`: a row of x is rounded to bytes, each group of
-   32 numbers by its own range, and whole numbers are multiplied. */
+/* Products for `kernels.c`. With 4-bit and 8-bit blocks a row of x is rounded to bytes, each group of 32
+   numbers by its own range, and whole numbers are multiplied; bf16 matrices are multiplied as they are. */
 
 #pragma once
 
@@ -16,8 +16,8 @@ enum { GROUP = 32, MOST_ROWS = 8 / PARTS, MOST_TILES = 4, MOST_TOGETHER = 64, AH
 #define BLOCK(bits) (GROUP * TILE / 8 * (bits))
 
 struct matrix {
-    const uint8_t *packed; /* see `pack` */
-    const bf16 *scales;    /* (tiles, groups, 1 or 2, 16): scale, zero */
+    const uint8_t *packed; /* see `pack`; with 16 bits (tiles, pairs of inputs, 16 outputs, 2) of bf16 */
+    const bf16 *scales;    /* (tiles, groups, 1 or 2, 16): scale, zero; none with 16 bits */
     int64_t bits, outputs, inputs;
     int64_t affine; /* whether there are zeros */
 };
@@ -31,8 +31,10 @@ struct rounded {
 
 struct product {
     const struct matrix *m;
-    struct rounded x;
-    bf16 *y; /* (rows, outputs) */
+    const bf16 *x;         /* (rows, inputs) */
+    struct rounded blocks; /* the same in whole numbers, for blocks */
+    bf16 *y;               /* (rows, outputs) */
+    long row;              /* the first that is computed together */
 };
 
 /* Whole numbers (outputs, inputs) → (tiles, groups, 8 fours of inputs, 16 outputs, 4), half of their
@@ -83,8 +85,14 @@ static void to_bytes(const bf16 *x, long groups, uint32_t half, const struct rou
     }
 }
 
-/* A tile of outputs for all rows, R of them. */
-INLINE void outputs_of(const struct product *p, long tile, const int R, const int bits, const int affine)
+INLINE void put_outputs(const struct product *p, long tile, const floats *sum, const int R)
+{
+    EACH for (int i = 0; i < R * PARTS; i++)
+        narrow(p->y + (p->row + i / PARTS) * p->m->outputs + tile * TILE + i % PARTS * LANES, sum[i]);
+}
+
+/* A tile of outputs for R rows. */
+INLINE void block_outputs(const struct product *p, long tile, const int R, const int bits, const int affine)
 {
     const long inputs = p->m->inputs, groups = inputs / GROUP, block = BLOCK(bits);
     floats sum[MOST_ROWS * PARTS];
@@ -92,8 +100,9 @@ INLINE void outputs_of(const struct product *p, long tile, const int R, const in
     for (long g = 0; g < groups; g++) {
         const uint8_t *from = p->m->packed + (tile * groups + g) * block;
         const bf16 *scales = p->m->scales + (tile * groups + g) * (1 + affine) * TILE;
-        const int8_t *x = p->x.q + g * GROUP;
-        const int32_t *starts = p->x.starts + g;
+        const int8_t *x = p->blocks.q + p->row * inputs + g * GROUP;
+        const int32_t *starts = p->blocks.starts + p->row * groups + g;
+        const float *steps = p->blocks.scales + p->row * groups + g, *totals = p->blocks.sums + p->row * groups + g;
         whole count[MOST_ROWS * PARTS];
         EACH for (int i = 0; i < R * PARTS; i++) count[i] = begun(starts[i / PARTS * groups]);
         EACH for (int four = 0; four < GROUP / 4; four++)
@@ -113,24 +122,46 @@ INLINE void outputs_of(const struct product *p, long tile, const int R, const in
         __builtin_prefetch(scales + AHEAD / 2 / (bits * 2), 0, 2);
         EACH for (int i = 0; i < R * PARTS; i++)
         {
-            const long row = i / PARTS * groups + g;
+            const long row = i / PARTS * groups;
             const bf16 *lanes = scales + i % PARTS * LANES;
-            const floats steps = times(widen(lanes), all(p->x.scales[row]));
-            if (affine) sum[i] = times_plus(widen(lanes + TILE), all(p->x.sums[row]), sum[i]);
-            sum[i] = times_plus(counted(count[i], starts[row - g], bits), steps, sum[i]);
+            const floats step = times(widen(lanes), all(steps[row]));
+            if (affine) sum[i] = times_plus(widen(lanes + TILE), all(totals[row]), sum[i]);
+            sum[i] = times_plus(counted(count[i], starts[row], bits), step, sum[i]);
         }
     }
-    EACH for (int i = 0; i < R * PARTS; i++)
-        narrow(p->y + i / PARTS * p->m->outputs + tile * TILE + i % PARTS * LANES, sum[i]);
+    put_outputs(p, tile, sum, R);
+}
+
+/* The same of a bf16 matrix. */
+INLINE void dense_outputs(const struct product *p, long tile, const int R)
+{
+    const long inputs = p->m->inputs;
+    const bf16 *from = (const bf16 *)p->m->packed + tile * TILE * inputs, *x = p->x + p->row * inputs;
+    floats sum[MOST_ROWS * PARTS];
+    EACH for (int i = 0; i < R * PARTS; i++) sum[i] = all(0);
+    for (long i = 0; i < inputs; i += 2) {
+        halves w[PARTS];
+        EACH for (int part = 0; part < PARTS; part++) w[part] = get_halves(from + i * TILE + part * 2 * LANES);
+        __builtin_prefetch((const char *)(from + i * TILE) + AHEAD, 0, 2);
+        EACH for (int r = 0; r < R; r++)
+        {
+            const halves pair = all_pairs(x + r * inputs + i);
+            EACH for (int part = 0; part < PARTS; part++)
+                sum[r * PARTS + part] = plus_pairs(sum[r * PARTS + part], w[part], pair);
+        }
+    }
+    put_outputs(p, tile, sum, R);
 }
 
 /* Tiles from `tile` to `end`. */
 INLINE void some_outputs(const struct product *p, long rows, long tile, long end, const int bits,
                          const int affine)
 {
-#define WALK(R)                                                          \
-    case R:                                                              \
-        for (; tile < end; tile++) outputs_of(p, tile, R, bits, affine); \
+#define WALK(R)                                               \
+    case R:                                                   \
+        for (; tile < end; tile++)                            \
+            if (bits == 16) dense_outputs(p, tile, R);        \
+            else block_outputs(p, tile, R, bits, affine);     \
         break;
     switch (rows) {
         WALK(1) WALK(2) WALK(3) WALK(4)
@@ -143,33 +174,34 @@ INLINE void some_outputs(const struct product *p, long rows, long tile, long end
 /* The same for each kind of matrix. */
 static void outputs_by_kind(const struct product *p, long rows, long tile, long end)
 {
-    if (p->m->bits == 4) some_outputs(p, rows, tile, end, 4, 1);
+    if (p->m->bits == 16) some_outputs(p, rows, tile, end, 16, 0);
+    else if (p->m->bits == 4) some_outputs(p, rows, tile, end, 4, 1);
     else if (p->m->affine) some_outputs(p, rows, tile, end, 8, 1);
     else some_outputs(p, rows, tile, end, 8, 0);
 }
 
-/* Up to MOST_TOGETHER rows and tiles `tile` to `end`: a few tiles for all rows, then the next, so that
-   what rows beyond the first MOST_ROWS multiply lies in the cache. */
-static void rows_together(const struct matrix *m, const bf16 *x, long rows, bf16 *y, long tile, long end)
+/* Tiles from `tile` to `end` for all rows: a few tiles for all of them, then the next, so that what rows
+   beyond the first MOST_ROWS multiply lies in the cache. */
+static void outputs_of_rows(struct product *p, long rows, long tile, long end)
 {
-    const long groups = m->inputs / GROUP;
-    int8_t q[rows * m->inputs];
-    float scales[rows * groups], sums[rows * groups];
-    int32_t starts[rows * groups];
-    const struct rounded every = {q, scales, sums, starts};
-    to_bytes(x, rows * groups, m->bits == 8 && BYTES_HAVE_SIGNS ? 0 : 1u << (m->bits - 1), &every);
     const long few = rows > MOST_ROWS ? MOST_TILES : end - tile;
     for (long stop; tile < end; tile = stop) {
         stop = tile + few < end ? tile + few : end;
-        for (long row = 0; row < rows; row += MOST_ROWS) {
-            const long some = rows - row < MOST_ROWS ? rows - row : MOST_ROWS, at = row * groups;
-            const struct product p = {
-                m,
-                {q + row * m->inputs, scales + at, sums + at, starts + at},
-                y + row * m->outputs};
-            outputs_by_kind(&p, some, tile, stop);
-        }
+        for (p->row = 0; p->row < rows; p->row += MOST_ROWS)
+            outputs_by_kind(p, rows - p->row < MOST_ROWS ? rows - p->row : MOST_ROWS, tile, stop);
     }
+}
+
+/* The same with x rounded first, up to MOST_TOGETHER rows. */
+static void outputs_of_rounded(struct product *p, long rows, long tile, long end)
+{
+    const long inputs = p->m->inputs, groups = inputs / GROUP, bits = p->m->bits;
+    int8_t q[rows * inputs];
+    float scales[rows * groups], sums[rows * groups];
+    int32_t starts[rows * groups];
+    p->blocks = (struct rounded){q, scales, sums, starts};
+    to_bytes(p->x, rows * groups, bits == 8 && BYTES_HAVE_SIGNS ? 0 : 1u << (bits - 1), &p->blocks);
+    outputs_of_rows(p, rows, tile, end);
 }
 
 /* The calling thread's share of the outputs of a product. */
@@ -177,12 +209,15 @@ static void share_of_product(const struct matrix *m, const bf16 *x, long rows, b
 {
     long tile, end;
     share_of_tiles(m->outputs, &tile, &end);
-    for (long row = 0; row < rows; row += MOST_TOGETHER)
-        rows_together(m, x + row * m->inputs, rows - row < MOST_TOGETHER ? rows - row : MOST_TOGETHER,
-                      y + row * m->outputs, tile, end);
+    for (long row = 0; row < rows; row += MOST_TOGETHER) {
+        const long some = rows - row < MOST_TOGETHER ? rows - row : MOST_TOGETHER;
+        struct product p = {.m = m, .x = x + row * m->inputs, .y = y + row * m->outputs};
+        if (m->bits == 16) outputs_of_rows(&p, some, tile, end);
+        else outputs_of_rounded(&p, some, tile, end);
+    }
 }
 
-void block_product(const struct matrix *m, const bf16 *x, long rows, bf16 *y)
+void product(const struct matrix *m, const bf16 *x, long rows, bf16 *y)
 {
 #pragma omp parallel
     share_of_product(m, x, rows, y);

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from soma_agents.language import native
 from soma_agents.language.architecture import SITES, TransformerConfig
 from soma_agents.language.cache import blocks
 from soma_agents.language.linear import GROUP, TILE
@@ -68,12 +69,12 @@ def _product_bytes(file: SouFile, name: str) -> int:
     head = "embedding.weight" if file.directory.config.tied_embeddings else "head.weight"
     if name != head and name.split(".")[-2] not in SITES:
         return 0  # it multiplies nothing, or always densely
-    if piece.kind in FLOATS or piece.shape[0] % TILE:
-        return 0
-    adapter = file.directory.adapter
-    if adapter is not None and _corrected(name, adapter.targets):
-        return 0
-    numbers, planes = math.prod(piece.shape), 2 if BITS[piece.kind] > 4 else 1  # noqa: PLR2004 - bits of a plane
+    adapter, numbers = file.directory.adapter, math.prod(piece.shape)
+    corrected = adapter is not None and _corrected(name, adapter.targets)
+    if piece.kind in FLOATS or corrected or piece.shape[0] % TILE:
+        ours = kernels() and not piece.shape[0] % native.TILE and not piece.shape[1] % GROUP
+        return numbers * BF16 if ours else 0
+    planes = 2 if BITS[piece.kind] > 4 else 1  # noqa: PLR2004 - bits of a plane
     tables = 1 if kernels() else planes  # see `DoubleBlockLinear`
     return numbers // 2 * planes + numbers // GROUP * 2 * BF16 * tables
 
