@@ -18,6 +18,7 @@ from arbiters.errors import SomaError
 from soma_agents.app.daemon import check_port
 from soma_agents.app.lock import holder_of
 from soma_agents.cluster.head import port_or_free
+from soma_agents.language.precision import bfloat16_instructions
 from soma_agents.language.source import SMOLLM2, base_id, locate
 from soma_agents.serving.embeddings import Embeddings
 from soma_agents.settings import Settings
@@ -49,7 +50,7 @@ def doctor(settings: Settings) -> list[Finding]:
         _package("torch", "2.13"),
         _package("ray", "2.60"),
         _cores(),
-        _amx(),
+        _bfloat16(),
         _memory(running=running),
         _disk(settings),
         *([] if running else _ports(settings)),
@@ -91,14 +92,10 @@ def _cores() -> Finding:
     return _finding("cores", str(cores), way_out)
 
 
-def _amx() -> Finding:
-    """Not having it is no fault: it is only slower."""
-    with contextlib.suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text()
-        for flag, words in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 with bfloat16")):
-            if flag in flags:
-                return _finding("bfloat16", words)
-    return _finding("bfloat16", "no special instructions: slower, but it works")
+def _bfloat16() -> Finding:
+    """Not having it is no fault: what would be slow in it is computed in float32."""
+    words = bfloat16_instructions() or "no special instructions: training computes in float32"
+    return _finding("bfloat16", words)
 
 
 def _memory(*, running: bool) -> Finding:
