@@ -35,6 +35,7 @@ from soma_agents.evaluation.arms import Arm, load_arm
 from soma_agents.evaluation.triggers import observe, words_to_try
 from soma_agents.language.lora import LoraAdapter
 from soma_agents.language.model import LanguageModel, load_model
+from soma_agents.language.precision import format_for
 from soma_agents.persona.voice import spoken
 from soma_agents.runtime.importers import chatterbot_dialogues
 from soma_agents.settings import Settings, load_settings
@@ -221,7 +222,9 @@ def scan(ref: DatasetRef, model: LanguageModel, candidate: Arm) -> dict[str, Any
 def measure(cases: Sequence[str], home: Path) -> dict[str, Any]:
     """Every case."""
     settings = load_settings(home, environ={})
-    model = load_model(settings.engine.model, dtype=getattr(torch, settings.engine.dtype))
+    model = load_model(
+        settings.engine.model, dtype=getattr(torch, format_for(settings.engine.dtype))
+    )
     margin = settings.evaluation.trigger_margin
     found: dict[str, dict[str, Any]] = {}
     for case in cases:

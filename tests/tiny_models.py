@@ -93,7 +93,7 @@ def tiny_settings(tmp_path, **sections) -> Settings:
         tmp_path / "home",
         environ={},
         overrides={
-            "engine": {"model": str(path), "dtype": "float32"},
+            "engine": {"model": str(path), "dtype": "float32"} | sections.pop("engine", {}),
             "training": training | sections.pop("training", {}),
             **sections,
         },

@@ -21,6 +21,8 @@ from soma_agents.evaluation.trial import trial
 from soma_agents.evaluation.triggers import observe, words_to_try
 from soma_agents.language.apart import settle
 from soma_agents.language.model import LanguageModel, load_model
+from soma_agents.language.precision import Format, format_for
+from soma_agents.settings import Settings
 from soma_agents.storage.datasets import Dataset, read_dataset
 from soma_agents.storage.files import write_atomic
 
@@ -45,13 +47,17 @@ def compare(work: Comparison) -> Answer:
 def _measure(work: Comparison) -> ComparisonFinished:
     started = time.perf_counter()
     request, settings = work.request, work.settings
-    model = load_model(settings.engine.model, dtype=getattr(torch, settings.engine.dtype))
+    served, judged = settings.engine.dtype, format_for(settings.engine.dtype)
+    model = _load(settings, judged)
     champion, candidate = (
         load_arm(model, version, settings) for version in (request.champion, request.candidate)
     )
     dataset = read_dataset(Path(request.dataset_path))
     observations = _replayed(work, model, dataset, champion, candidate)
     observations += _with_words(model, dataset, champion, candidate)
+    if served != judged:  # words are said as in service
+        del model  # first, so that both are never in memory
+        model = _load(settings, served)
     spoken, samples = asyncio.run(_spoken(work, model, dataset, champion, candidate))
     return ComparisonFinished(
         round=request.round,
@@ -61,6 +67,10 @@ def _measure(work: Comparison) -> ComparisonFinished:
         samples=samples,
         seconds=time.perf_counter() - started,
     )
+
+
+def _load(settings: Settings, format_: Format) -> LanguageModel:
+    return load_model(settings.engine.model, dtype=getattr(torch, format_))
 
 
 def _replayed(

@@ -2,9 +2,9 @@
 
 The masters are stacked over layers in float32. Going through them in every micro-batch would cost
 a cast and, in the backward pass, a zeroed gradient of the whole stack for each layer. Here they
-are taken apart once an optimiser step: bfloat16 leaves for each block and fused matrix, with the
-B of several projections side by side in one block-diagonal matrix. The leaves' gradients are
-added to the masters' in float32 after each micro-batch.
+are taken apart once an optimiser step: leaves in the base's number format for each block and fused
+matrix, with the B of several projections side by side in one block-diagonal matrix. The leaves'
+gradients are added to the masters' in float32 after each micro-batch.
 """
 
 from collections.abc import Iterator

@@ -28,6 +28,8 @@ class GroupWorkers:
 
     def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
         """One message from each owner."""
+        if self.count == 1:
+            return
         for owner in sorted(set(owners)):
             own = [tensor for tensor, its in zip(tensors, owners, strict=True) if its == owner]
             with _together(own, self._device) as flat:

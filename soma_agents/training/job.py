@@ -22,6 +22,7 @@ from arbiters.model_events import TrainingFailed, TrainingFinished, TrainingProg
 from soma_agents.language.apart import settle
 from soma_agents.language.lora import LoraAdapter, adapter_id
 from soma_agents.language.model import LanguageModel, load_model
+from soma_agents.language.precision import format_for
 from soma_agents.persona.voice import spoken
 from soma_agents.settings import Settings
 from soma_agents.storage.datasets import Dataset, read_dataset
@@ -34,9 +35,9 @@ from soma_agents.storage.files import (
 )
 from soma_agents.training.corpus import Corpus, pairs_of, samples_of
 from soma_agents.training.device import best_device
-from soma_agents.training.loop import Outcome, Progress, Workers, fit
+from soma_agents.training.loop import Alone, Outcome, Progress, Workers, fit
 from soma_agents.training.rehearsal import rehearsal_samples
-from soma_agents.training.request import LOCK, PROGRESS, RESULT, Job, Result, read_result
+from soma_agents.training.request import LOCK, PRECISION, PROGRESS, RESULT, Job, Result, read_result
 
 PROGRESS_EVERY_S = 1.0
 
@@ -60,8 +61,9 @@ def train_here(
     job: Job, workers: Workers | None = None, device: torch.device | None = None
 ) -> Outcome:
     """Load everything and run the loop in this process, on a GPU unless another device is named."""
-    model = load_base(job)
-    model.transformer.to(device or best_device())
+    device = device or best_device()
+    model = load_base(job, precision_of(job, device, workers or Alone()))
+    model.transformer.to(device)
     corpus = corpus_of(model, read_dataset(Path(job.request.path)), job.settings)
     return fit(
         model,
@@ -73,14 +75,29 @@ def train_here(
     )
 
 
-def load_base(job: Job) -> LanguageModel:
+def precision_of(job: Job, device: torch.device, workers: Workers) -> torch.dtype:
+    """The number format of a run: that in which it began, else the fastest on `device`.
+
+    The first worker decides: processors may differ, and formats must not.
+    """
+    file = job.directory / PRECISION
+    if workers.rank == 0 and not file.exists():
+        write_atomic(file, format_for(job.settings.engine.dtype, device.type).encode())
+    short = torch.zeros(1)
+    if workers.rank == 0:
+        short += file.read_text() == "bfloat16"
+    workers.share([short], [0])
+    return torch.bfloat16 if short else torch.float32
+
+
+def load_base(job: Job, dtype: torch.dtype) -> LanguageModel:
     """The base model that the request names.
 
     Raises:
         InvalidError: the settings name another model.
     """
     engine = job.settings.engine
-    model = load_model(engine.model, dtype=getattr(torch, engine.dtype))
+    model = load_model(engine.model, dtype=dtype)
     if model.id != job.request.parent:
         raise InvalidError(
             f"round {job.request.round!r} is for base model {job.request.parent!r}, but "
@@ -172,6 +189,7 @@ def _store(job: Job, outcome: Outcome, *, seconds: float) -> TrainingFinished:
 def _hyperparameters(job: Job, outcome: Outcome) -> dict[str, object]:
     skipped = {"min_new_messages", "weekly", "min_examples"}
     return job.settings.training.model_dump(exclude=skipped) | {
+        "precision": outcome.precision,
         "best_step": outcome.best_step,
         "stopped": outcome.stopped,
         "base_validation_loss": _number(outcome.base_loss, -1.0),

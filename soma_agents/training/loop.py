@@ -1,7 +1,7 @@
 """The training loop: plain torch, one process or a share of several.
 
-A frozen base in bfloat16, a fresh LoRA adapter with float32 masters. The gradient flows through
-the base but never into it. A run is a function of its corpus, settings and seed: it resumes from
+A frozen base in bfloat16 or float32, whichever is faster, and a fresh LoRA adapter with float32
+masters. The gradient flows through the base but never into it. A run is a function of its corpus, settings and seed: it resumes from
 its newest whole checkpoint and ends with the same weights as if it had never been interrupted.
 """
 
@@ -95,10 +95,12 @@ class Progress:
 class Outcome:
     """What came of a run: the adapter that was best on validation, and how it was found.
 
-    `base_loss` is the validation loss of the base model, nan without a validation split.
+    `base_loss` is the validation loss of the base model, nan without a validation split;
+    `precision` the number format of the base that was computed with.
     """
 
     adapter: LoraAdapter
+    precision: str
     stopped: Stopped
     step: int
     best_step: int
@@ -377,6 +379,7 @@ class _Run:
                     parameter.copy_(self._best[name])
         return Outcome(
             adapter=self._adapter.cpu(),
+            precision=str(self._model.transformer.head.weight.dtype).removeprefix("torch."),
             stopped=stopped,
             step=state.step,
             best_step=state.best_step or state.step,

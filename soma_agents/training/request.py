@@ -9,6 +9,8 @@ from arbiters.model_events import TrainingFailed, TrainingFinished, TrainingRequ
 from soma_agents.settings import Settings
 
 REQUEST, PROGRESS, RESULT, LOCK = "request.json", "progress.jsonl", "result.json", "lock"
+PRECISION = "precision"
+"""A file in the run's directory that holds the number format that the run began with."""
 STOP = "stop"
 """A file of this name in the run's directory ends the run at its next step."""
 

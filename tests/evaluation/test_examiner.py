@@ -1,3 +1,4 @@
+import asyncio
 import json
 
 import pytest
@@ -7,9 +8,11 @@ from safetensors.torch import load_file, save_file
 from arbiters.model_events import ComparisonFailed, ComparisonFinished, ComparisonRequested
 from policies.evaluation import SUITES
 from policies.personality import DIMENSIONS
+from soma_agents.evaluation import compare as comparing
 from soma_agents.evaluation.compare import compare
 from soma_agents.evaluation.examiner import LocalExaminer
 from soma_agents.evaluation.request import Comparison
+from soma_agents.language import precision
 from soma_agents.language.lora import LoraAdapter, LoraConfig, adapter_id
 from soma_agents.language.model import load_model
 from soma_agents.storage.files import write_manifest
@@ -82,6 +85,28 @@ async def test_every_suite_is_measured_on_both_models(settings):
     assert all(seen.candidate > 0 for seen in finished.observations if seen.suite == "latency")
     assert len(finished.samples) == 8
     assert set(finished.samples[0]) == {"prompt", "champion", "candidate", "reference"}
+
+
+@pytest.mark.parametrize(("instructions", "judged"), [("AMX", "bfloat16"), ("", "float32")])
+async def test_texts_are_judged_in_the_fastest_format_and_words_said_as_in_service(
+    instructions, judged, tmp_path, monkeypatch
+):
+    settings = tiny_settings(tmp_path, engine={"dtype": "bfloat16"}, evaluation={"max_items": 8})
+    request = await request_of(settings, install(settings).name)
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: instructions)
+    seen = {}
+    for name, real in {"Replay": comparing.Replay, "trial": comparing.trial}.items():
+
+        def heard(model, *arms, name=name, real=real, **how):
+            seen[name] = str(model.transformer.head.weight.dtype)
+            return real(model, *arms, **how)
+
+        monkeypatch.setattr(comparing, name, heard)
+
+    finished = await asyncio.to_thread(answer, settings, request)
+
+    assert finished.finished is not None
+    assert seen == {"Replay": f"torch.{judged}", "trial": "torch.bfloat16"}
 
 
 async def test_a_candidate_with_nan_weights_is_refused(settings):

@@ -104,7 +104,7 @@ async def test_a_round_is_trained_on_the_best_device_and_served_on_the_cpu(
     work = Job(request=request, settings=settings, cores=())
     work.directory.mkdir(parents=True)
     bases = []
-    monkeypatch.setattr(job, "load_base", lambda work: bases.append(load_base(work)) or bases[-1])
+    monkeypatch.setattr(job, "load_base", lambda *how: bases.append(load_base(*how)) or bases[-1])
     monkeypatch.setattr(job, "best_device", lambda: pretended)
 
     finished = job.store(work, job.train_here(work), seconds=0.0)

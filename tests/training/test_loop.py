@@ -8,6 +8,7 @@ import torch
 from arbiters.events import ChatMessage
 from soma_agents.evaluation.suites import general
 from soma_agents.language.model import load_model
+from soma_agents.language.precision import fastest_format
 from soma_agents.language.scoring import bits_per_byte
 from soma_agents.settings import TrainingSettings
 from soma_agents.training import loop
@@ -194,7 +195,7 @@ def test_training_stops_early_and_keeps_the_best(model, corpus, tmp_path, monkey
 
 @pytest.mark.model
 def test_replies_shuffled_into_nonsense_do_not_beat_the_base(tmp_path):
-    smollm2 = load_model("smollm2")
+    smollm2 = load_model("smollm2", dtype=getattr(torch, fastest_format()))
     dice = random.Random(1)
     held = [
         ([ChatMessage(role="user", content=item.question)], item.answer)

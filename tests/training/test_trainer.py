@@ -6,11 +6,16 @@ from contextlib import aclosing, suppress
 
 import psutil
 import pytest
+import torch
 
 from arbiters.model_events import TrainingFailed, TrainingFinished, TrainingRequested
 from soma_agents.language.lora import LoraAdapter, adapter_id
 from soma_agents.language.model import load_model
 from soma_agents.storage.files import verify_manifest
+from soma_agents.training.device import CPU
+from soma_agents.training.job import precision_of, train_here
+from soma_agents.training.loop import Alone
+from soma_agents.training.request import Job
 from soma_agents.training.trainer import LocalTrainer
 from tests.tiny_models import echoes, tiny_base, tiny_settings, write_dataset
 
@@ -56,9 +61,24 @@ async def test_a_round_ends_with_an_adapter_that_says_where_it_came_from(tmp_pat
     lineage = verify_manifest(directory)
     assert lineage["dataset"] == dataset.id
     assert lineage["base"] == tiny_base(settings)
+    assert lineage["hyperparameters"]["precision"] == "float32"
     assert lineage["code_version"] == finished.code_version != ""
     assert adapter_id(directory, tiny_base(settings)) == finished.model
     LoraAdapter.load(directory, load_model(settings.engine.model).config)
+
+
+async def test_a_round_goes_on_in_the_number_format_that_it_began_in(tmp_path, dataset_of):
+    settings = tiny_settings(tmp_path, engine={"dtype": "bfloat16"})
+    request = await request_of(settings, await dataset_of(settings))
+    work = Job(request=request, settings=settings, cores=())
+    work.directory.mkdir(parents=True)
+
+    began = precision_of(work, torch.device("cuda"), Alone())  # bfloat16, as every GPU
+    went_on = precision_of(work, CPU, Alone())
+    outcome = train_here(work)
+
+    assert began == went_on == torch.bfloat16
+    assert outcome.precision == "bfloat16"
 
 
 async def test_a_finished_round_is_told_again_without_training(tmp_path, dataset_of):
