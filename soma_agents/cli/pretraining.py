@@ -47,7 +47,10 @@ MicroRows = Annotated[int | None, typer.Option("--micro-rows", help="Rows at a t
 Recompute = Annotated[
     bool | None, typer.Option("--recompute", help="Less memory for a third more time.")
 ]
-Precision = Annotated[str | None, typer.Option("--precision", help="bfloat16, float16 or float32.")]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="bfloat16, float16 or float32; the fastest unless you say."),
+]
 Minutes = Annotated[float, typer.Option("--minutes", help="Stop then; called again, go on.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes, by Ray Train.")]
 Shard = Annotated[
@@ -100,6 +103,7 @@ def pretrain(
     # Before torch is loaded: idle OpenMP workers that spin would take a core from who works.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from soma_agents.pretraining import planning, run
+    from soma_agents.training.device import best_device
 
     begun = _begun(base, preset, depth, experts, context)
     recipe = begun.but(
@@ -113,7 +117,7 @@ def pretrain(
         seed=seed,
     )
     crew = _crew(workers, shard)
-    planned = planning.require(recipe, crew=crew)
+    planned = planning.require(run.settled(recipe, out, best_device()), crew=crew)
     shown: AbstractContextManager[Any] = nullcontext(run.Hooks()) if json else _Bar()
     sources = run.Sources(corpus, held_out, tokenizer, base, _system(base, system))
     with shown as hooks:
@@ -277,7 +281,7 @@ def _rows(found: Any) -> list[tuple[str, str]]:
         ("weights, gradients", f"{found.weights / 2**30:.2f} GiB"),
         ("optimiser", f"{found.optimiser / 2**30:.2f} GiB"),
         ("activations", f"{found.activations / 2**30:.2f} GiB"),
-        ("speed", f"{found.tokens_per_second:,.0f} tokens/s on the CPU"),
+        ("speed", f"{found.tokens_per_second:,.0f} tokens/s on the CPU, in {found.precision}"),
         ("time", f"{found.seconds / 3600:.2f} h"),
     ]
 

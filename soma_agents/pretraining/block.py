@@ -29,7 +29,12 @@ class Block(nn.Module):
         self._work: dict[str, Tensor] = {}
 
     def refresh(self, dtype: torch.dtype) -> None:
-        """Take the masters as they are now into a working copy, with which the block computes."""
+        """Take the masters as they are now into a working copy, with which the block computes.
+
+        Masters that are in this format already are computed with themselves.
+        """
+        if dtype == torch.float32:
+            return
         for site, master in self.matrices.items():
             self._work[site] = master.detach().to(dtype).requires_grad_()
 

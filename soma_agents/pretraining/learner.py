@@ -45,13 +45,14 @@ class Learner(nn.Module):
         """`traits` of the vocabulary are needed for what is SOMA's own.
 
         Raises:
-            InvalidError: the learner does not know the activation, or lacks the traits.
+            InvalidError: the learner does not know the activation, or lacks the traits; the recipe
+                is not settled.
         """
         super().__init__()
         config = recipe.model
         _require_learnable(config)
         self.config = config
-        self.dtype: torch.dtype = getattr(torch, recipe.precision)
+        self.dtype: torch.dtype = getattr(torch, recipe.format)
         self._recipe = recipe
         self._traits = traits
         self._leaves: dict[str, nn.Parameter] = {}

@@ -173,7 +173,7 @@ class Run:
             self.learner.to(device)
         self._held = self.learner.held()
         self._optimisers = Optimisers(self.learner, recipe, workers)
-        self._state = _State(scale=first_scale(recipe.precision).factor)
+        self._state = _State(scale=first_scale(recipe.format).factor)
         self._whole = True
         """False while an optimiser step has been taken in part."""
         self._best: dict[str, Tensor] = {}

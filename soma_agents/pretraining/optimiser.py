@@ -1,4 +1,4 @@
-"""Muon for the matrices of the blocks, AdamW for everything else, both torch's own.
+"""Muon for the matrices of the blocks, torch's AdamW for everything else.
 
 Of several workers each keeps the state of some parameters, takes their steps and gives them to
 the others: the optimiser's memory is parted as in ZeRO's first stage (arXiv:1910.02054), by whole
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from soma_agents.pretraining.learner import MATRICES, Learner
+from soma_agents.pretraining.muon import Muon
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.sharding import ShardedMuon
 from soma_agents.training.loop import Workers
@@ -75,9 +76,11 @@ class Optimisers:
             "momentum": recipe.momentum,
             "ns_steps": NEWTON_SCHULZ,
             "weight_decay": recipe.decay,
+            # float16 has not the range for it.
+            "dtype": torch.float32 if recipe.format == "float32" else torch.bfloat16,
         }
         if not self._sharded:
-            return torch.optim.Muon(matrices.values(), **settings)
+            return Muon(matrices.values(), **settings)
         shapes = {name: parameter.shape for name, parameter in learner.named().items()}
         # Those that are stepped together are of like size.
         order = sorted(matrices, key=lambda name: shapes[name].numel())

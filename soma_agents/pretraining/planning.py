@@ -52,6 +52,8 @@ class Machine:
 class Plan:
     """What a run is predicted to take. Memory in bytes, time in seconds."""
 
+    precision: str
+    """The number format that is computed in."""
     parameters: int
     active: int
     """Parameters that one token meets: all, but of a mixture's experts."""
@@ -85,7 +87,8 @@ class Crew:
 
 def plan(recipe: Recipe, machine: Machine | None = None, crew: Crew | None = None) -> Plan:
     """The prediction for a recipe; nothing of it is allocated."""
-    machine, crew = machine or measured(recipe.precision), crew or Crew()
+    recipe = recipe.settled()
+    machine, crew = machine or measured(recipe.format), crew or Crew()
     with torch.device("meta"):
         count = Learner(recipe).size
     weights, optimiser = _weights(recipe, count, crew)
@@ -93,6 +96,7 @@ def plan(recipe: Recipe, machine: Machine | None = None, crew: Crew | None = Non
     starts = machine.starts(recipe) if machine.starts else 0.0
     rate = recipe.rows * recipe.row / (_step_seconds(recipe, machine) + starts)
     return Plan(
+        precision=recipe.format,
         parameters=count,
         active=count - parameters(recipe.model) + active_parameters(recipe.model),
         steps=recipe.steps,
@@ -114,7 +118,8 @@ def require(recipe: Recipe, machine: Machine | None = None, crew: Crew | None = 
     Raises:
         InvalidError: it does not fit; says by how much, and the nearest that does.
     """
-    machine, crew = machine or measured(recipe.precision), crew or Crew()
+    recipe = recipe.settled()
+    machine, crew = machine or measured(recipe.format), crew or Crew()
     found = plan(recipe, machine, crew)
     if found.fits:
         return found
@@ -151,7 +156,7 @@ def _weights(recipe: Recipe, count: int, crew: Crew) -> tuple[int, int]:
     sizes = [a * b for a, b in matrices_of(recipe.model).values()]
     optimiser = 4 * (count + table) // crew.workers + 3 * 2 * max(sizes)
     kept = 3 * 4 * count  # masters, gradients, and the best weights so far
-    width = 4 if recipe.precision == "float32" else 2
+    width = 4 if recipe.format == "float32" else 2
     if not crew.sharded:
         return kept + (0 if width == 4 else 2 * width * count), optimiser  # noqa: PLR2004
     # A block, the next one, its gradients, and those in float32 that are on their way; the table.
@@ -162,7 +167,7 @@ def _weights(recipe: Recipe, count: int, crew: Crew) -> tuple[int, int]:
 def _activations(recipe: Recipe) -> int:
     """Bytes that a micro-batch keeps between its way forward and its way back."""
     model, tokens = recipe.model, recipe.micro_rows * recipe.row
-    width = 4 if recipe.precision == "float32" else 2
+    width = 4 if recipe.format == "float32" else 2
     qkv = model.site_shape("qkv")[0]
     kept = 4 * model.d_model + 2 * qkv + model.heads * model.head_dim + _inner(model)
     blocks = [tokens * (kept + model.heads * _kept_keys(recipe, n)) for n in range(model.layers)]
@@ -203,7 +208,7 @@ def _step_seconds(recipe: Recipe, machine: Machine) -> float:
     """Attention's products, of which long rows make one again on the way back."""
     attention = 2 * model.head_dim * scores * twice
     work = 2 * BACKWARD * again * tokens * (active_parameters(model) + attention)
-    width = 4 if recipe.precision == "float32" else 2
+    width = 4 if recipe.format == "float32" else 2
     qkv = model.site_shape("qkv")[0]
     touched = model.layers * (24 * model.d_model + 8 * qkv + 6 * _inner(model))
     touched += 8 * scores + 6 * model.vocab_size

@@ -16,11 +16,13 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 
 from arbiters.errors import SomaError
 from soma_agents.pretraining.loop import STOP, Progress
 from soma_agents.pretraining.recipe import Recipe
-from soma_agents.pretraining.run import METRICS, MODEL, Hooks, Sources, learn, prepare
+from soma_agents.pretraining.run import METRICS, MODEL, Hooks, Sources, learn, prepare, settled
+from soma_agents.training.device import CPU
 from soma_agents.training.group import GroupWorkers
 from soma_agents.training.ray_train import MAX_FAILURES, device_of_worker, gpus_for
 
@@ -52,10 +54,11 @@ def pretrain_with_ray(
         SomaError: the workers gave up, for the reason that it tells.
     """
     hooks = hooks or Hooks()
+    gpus = gpus_for(workers)
+    recipe = settled(recipe, directory, torch.device("cuda") if gpus else CPU)
     prepare(sources, recipe, directory, hooks)
     hooks.on_phase("learning")
     places = [sources.corpus, sources.held_out, sources.tokenizer, sources.base]
-    gpus = gpus_for(workers)
     config = {
         "sources": [None if place is None else str(place.absolute()) for place in places],
         "system": sources.system,

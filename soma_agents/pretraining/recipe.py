@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from arbiters.errors import InvalidError
 from soma_agents.language.architecture import ATTENTION_SITES, MOST_EXPERTS, TransformerConfig
+from soma_agents.language.precision import fastest_format
 from soma_agents.training.schedules import CURVES
 
 Precision = Literal["bfloat16", "float16", "float32"]
@@ -54,7 +55,8 @@ class Recipe:
     clip: float = 1.0
     micro_rows: int = 4
     """Rows that go through the model together."""
-    precision: Precision = "bfloat16"
+    precision: Precision | None = None
+    """What is computed in; None is the fastest, to be `settled` when the run begins."""
     recompute: bool = False
     evaluations: int = 8
     """Looks at the held-out text, the last one behind the last step."""
@@ -92,7 +94,7 @@ class Recipe:
             "micro_rows": ("1 or more", self.micro_rows >= 1),
             "precision": (
                 "bfloat16, float16 or float32",
-                self.precision in {"bfloat16", "float16", "float32"},
+                self.precision in {None, "bfloat16", "float16", "float32"},
             ),
             "clip": ("above 0", self.clip > 0),
         }
@@ -124,6 +126,24 @@ class Recipe:
     def but(self, **changes: Any) -> "Recipe":
         """The same with some fields changed; None leaves a field as it is."""
         return replace(self, **{name: v for name, v in changes.items() if v is not None})
+
+    def settled(self, device: str = "cpu") -> "Recipe":
+        """The same with the number format that a model of its size computes in fastest there."""
+        narrow = self.model.d_model < BFLOAT16_PAYS
+        return self.but(
+            precision=self.precision or ("float32" if narrow else fastest_format(device))
+        )
+
+    @property
+    def format(self) -> Precision:
+        """The number format of a recipe that is settled.
+
+        Raises:
+            InvalidError: it is not.
+        """
+        if self.precision is None:
+            raise InvalidError(f"recipe {self.name!r} has no precision yet; settle it first")
+        return self.precision
 
 
 def mlps(model: TransformerConfig) -> list[tuple[str, str]]:
@@ -177,7 +197,6 @@ SHOWCASE = Recipe(
     matrix_rate=0.02,
     embedding_rate=0.01,
     micro_rows=16,
-    precision="float32",
 )
 """B10. 0.66 M parameters (`parameters` counts them)."""
 
@@ -321,6 +340,5 @@ def of_base(model: TransformerConfig) -> Recipe:
         embedding_rate=0.005 * (512 / model.d_model) ** 0.5 * TUNING_SHARE,
         evaluations=16,
         micro_rows=max(1, TUNING_BATCH // 2 // row),
-        precision="bfloat16" if model.d_model >= BFLOAT16_PAYS else "float32",
         replies_only=True,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from arbiters.errors import InvalidError
+from arbiters.errors import CorruptError, InvalidError
 from soma_agents.language.sou.card import Card
 from soma_agents.language.source import base_id
 from soma_agents.pretraining.artifact import load_weights, save_model
@@ -25,6 +25,8 @@ from soma_agents.training.device import best_device
 from soma_agents.training.loop import Workers
 
 TOKENIZER, TOKENS, METRICS, MODEL = "tokenizer.json", "tokens", "metrics.jsonl", "model.sou"
+RECIPE = "recipe.json"
+"""The recipe of the run as it was settled, so that it goes on in the number format it began with."""
 
 _log = structlog.get_logger(__name__)
 
@@ -71,17 +73,40 @@ def pretrain(
     """Learn a model from a corpus; called again with the same arguments, it goes on.
 
     Raises:
+        CorruptError: a file of the run's folder is damaged.
         InvalidError: the corpus, vocabulary and recipe do not fit each other.
         DivergedError: the loss is not a number any more.
     """
     hooks = hooks or Hooks()
+    recipe = settled(recipe, directory, best_device())
     prepare(sources, recipe, directory, hooks)
     hooks.on_phase("learning")
     return learn(sources, recipe, directory, hooks=hooks, max_seconds=max_seconds)
 
 
+def settled(recipe: Recipe, directory: Path, device: torch.device) -> Recipe:
+    """A recipe in the number format that its run began with; of a new run the fastest on `device`.
+
+    Raises:
+        CorruptError: the folder's `recipe.json` is damaged.
+    """
+    file = directory / RECIPE
+    if recipe.precision is not None or not file.exists():
+        return recipe.settled(device.type)
+    try:
+        began = json.loads(file.read_text())
+        precision = began.pop("precision")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(
+            f"{file} is damaged: {error!r}; say --precision, or choose another folder"
+        ) from error
+    said = json.loads(json.dumps(recipe.facts()))
+    del said["precision"]
+    return recipe.but(precision=precision) if began == said else recipe.settled(device.type)
+
+
 def prepare(sources: Sources, recipe: Recipe, directory: Path, hooks: Hooks) -> None:
-    """Vocabulary and packed corpus in the run's folder; nothing where they are there.
+    """Settled recipe, vocabulary and packed corpus in the run's folder; nothing where they are there.
 
     Raises:
         InvalidError: the corpus, vocabulary and recipe do not fit each other.
@@ -92,6 +117,7 @@ def prepare(sources: Sources, recipe: Recipe, directory: Path, hooks: Hooks) -> 
         raise InvalidError(f"model {str(sources.base)!r} has other sizes than {recipe.name}")
     make_directory(directory)
     (directory / STOP).unlink(missing_ok=True)  # who left it is gone
+    write_atomic(directory / RECIPE, json.dumps(recipe.facts(), indent=2).encode())
     hooks.on_phase("vocabulary")
     vocabulary = vocabulary_of(sources, recipe, directory)
     hooks.on_phase("packing")

@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from soma_agents.pretraining.muon import moved, orthogonal, reach
 from soma_agents.training.loop import Workers
 
 
@@ -79,7 +80,7 @@ def put(parameter: Tensor, value: Tensor) -> None:
 
 
 class ShardedMuon(torch.optim.Optimizer):
-    """torch's Muon for matrices of which each worker holds rows.
+    """Muon for matrices of which each worker holds rows.
 
     Momentum stays where the rows are. A step wants a matrix whole: each worker is sent one at a
     time, orthogonalises it and gives every other its rows of the step.
@@ -94,6 +95,7 @@ class ShardedMuon(torch.optim.Optimizer):
         momentum: float,
         ns_steps: int,
         weight_decay: float,
+        dtype: torch.dtype,
     ) -> None:
         """`parts` are what this worker holds of each matrix, with the rows that the whole has."""
         super().__init__(
@@ -101,6 +103,7 @@ class ShardedMuon(torch.optim.Optimizer):
             {"lr": lr, "momentum": momentum, "ns_steps": ns_steps, "weight_decay": weight_decay},
         )
         self._workers = workers
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -113,29 +116,24 @@ class ShardedMuon(torch.optim.Optimizer):
     def _step(self, groups: list[dict[str, Any]]) -> None:
         """One of the matrices for each worker, or none for the last ones."""
         rank, count = self._workers.rank, self._workers.count
-        moved = [self._moved(group) for group in groups]
-        there = [part.numel() for part in moved] + [0] * (count - len(groups))
+        parts = [group["params"][0] for group in groups]
+        momenta = [
+            moved(p, self.state[p], g["momentum"]) for p, g in zip(parts, groups, strict=True)
+        ]
+        there = [part.numel() for part in momenta] + [0] * (count - len(groups))
         here = [0] * count
         if rank < len(groups):
-            width, length = moved[rank].shape[1], groups[rank]["rows"]
-            parts = [rows(length, worker, count) for worker in range(count)]
-            here = [(part.stop - part.start) * width for part in parts]
-        matrix = _exchanged(torch.cat([part.flatten() for part in moved]), there, here)
+            width, length = momenta[rank].shape[1], groups[rank]["rows"]
+            shares = [rows(length, worker, count) for worker in range(count)]
+            here = [(share.stop - share.start) * width for share in shares]
+        matrix = _exchanged(torch.cat([part.flatten() for part in momenta]), there, here)
         if rank < len(groups):
-            matrix = _stepped(matrix.view(-1, moved[rank].shape[1]), groups[rank])
+            complete = matrix.view(-1, momenta[rank].shape[1])
+            step = orthogonal(complete, self._dtype, groups[rank]["ns_steps"])
+            matrix = step.float() * (-groups[rank]["lr"] * reach(complete))
         steps = _exchanged(matrix.flatten(), here, there).split(there)
-        for group, step in zip(groups, steps, strict=False):
-            (part,) = group["params"]
+        for part, group, step in zip(parts, groups, steps, strict=False):
             part.mul_(1 - group["lr"] * group["weight_decay"]).add_(step.view_as(part))
-
-    def _moved(self, group: dict[str, Any]) -> Tensor:
-        """The gradient's rows with Nesterov's momentum."""
-        (part,) = group["params"]
-        state = self.state[part]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(part)
-        momentum = state["momentum_buffer"].lerp_(part.grad, 1 - group["momentum"])
-        return part.grad.lerp(momentum, group["momentum"])
 
 
 def _exchanged(sent: Tensor, there: list[int], here: list[int]) -> Tensor:
@@ -143,12 +141,3 @@ def _exchanged(sent: Tensor, there: list[int], here: list[int]) -> Tensor:
     received = sent.new_empty(sum(here))
     torch.distributed.all_to_all_single(received, sent, here, there)
     return received
-
-
-def _stepped(gradient: Tensor, group: dict[str, Any]) -> Tensor:
-    """Where torch's Muon, without a momentum, gets from zero."""
-    matrix = nn.Parameter(torch.zeros_like(gradient))
-    matrix.grad = gradient
-    settings = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    torch.optim.Muon([matrix], lr=group["lr"], ns_steps=group["ns_steps"], **settings).step()  # pyright: ignore[reportArgumentType]
-    return matrix.detach()

@@ -127,7 +127,8 @@ class Worker:
         parts = [torch.nn.Parameter(w.detach()[self._mine(w)].clone()) for w in wholes]
         own = torch.optim.Muon(wholes, **MUON)
         counts = [len(whole) for whole in wholes]
-        shared = ShardedMuon(zip(parts, counts, strict=True), self.workers, **MUON)
+        short = {"dtype": torch.bfloat16}
+        shared = ShardedMuon(zip(parts, counts, strict=True), self.workers, **MUON, **short)
         for _ in range(3):
             for whole, part in zip(wholes, parts, strict=True):
                 whole.grad = torch.randn(whole.shape, generator=generator)

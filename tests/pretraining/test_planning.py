@@ -5,8 +5,9 @@ import pytest
 from arbiters.errors import InvalidError
 from soma_agents.pretraining import planning
 from soma_agents.pretraining.planning import Crew, Machine, nearest, plan, require
-from soma_agents.pretraining.recipe import SHOWCASE, V1, parameters, with_context, with_experts
+from soma_agents.pretraining.recipe import SHOWCASE, parameters, preset, with_context, with_experts
 
+V1 = preset("v1").but(precision="bfloat16")
 MACHINE = Machine(products=4e11, passes=1e10, memory=16 << 30, cores=2)
 
 
@@ -43,7 +44,7 @@ def test_starting_operations_takes_its_time_in_each_step():
 def test_this_machine_takes_time_to_start_operations(monkeypatch):
     monkeypatch.setattr(planning, "MEASURED_SECONDS", 0.05)
 
-    assert planning.measured("float32").starts(SHOWCASE) > 0
+    assert planning.measured("float32").starts(SHOWCASE.settled()) > 0
 
 
 def test_more_blocks_and_micro_batches_start_more_operations(monkeypatch):

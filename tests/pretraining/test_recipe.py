@@ -20,7 +20,7 @@ from soma_agents.pretraining.recipe import (
 @pytest.mark.parametrize(("recipe", "count"), [(SHOWCASE, 663_552), (V1, 41_418_752)])
 def test_the_stated_size_of_a_preset_is_its_true_size(recipe, count):
     with torch.device("meta"):
-        learner = Learner(recipe)
+        learner = Learner(recipe.settled())
 
     assert learner.size == parameters(recipe.model) == count
 
@@ -62,7 +62,7 @@ def test_a_mixture_is_larger_and_a_token_meets_no_more_of_it(recipe):
     mixture = with_experts(recipe, 8)
 
     with torch.device("meta"):
-        learner = Learner(mixture)
+        learner = Learner(mixture.settled())
     routers = 8 * recipe.model.d_model * recipe.model.layers
     assert learner.size == parameters(mixture.model)
     assert parameters(mixture.model) > 1.5 * parameters(recipe.model)

@@ -25,7 +25,7 @@ def small_sou(tmp_path_factory):
     torch.set_num_threads(1)
     vocabulary = Vocabulary.learn(["a fox and a crane " * 9], 262)
     model = dataclasses.replace(SHOWCASE.model, vocab_size=262, layers=1, d_model=64, d_ff=64)
-    weights = dict(Learner(SHOWCASE.but(model=model)).exported())
+    weights = dict(Learner(SHOWCASE.but(model=model).settled()).exported())
 
     def make(*, lineage=LINEAGE, **card):
         path = tmp_path_factory.mktemp("sou") / "small.sou"
