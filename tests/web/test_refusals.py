@@ -1,5 +1,8 @@
 """A flood is turned away at the door, and nobody else with it."""
 
+import asyncio
+import os
+
 import pytest
 
 from soma_agents.web import refusals
@@ -92,6 +95,21 @@ async def test_no_more_callers_are_remembered_than_there_is_room_for(door, monke
     await door.ask(b"loud", path="/v1/completions")
 
     assert door.replica.asked == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system knows no SCHED_BATCH")
+async def test_who_turns_a_flood_away_interrupts_nobody_until_it_is_over(door, monkeypatch):
+    monkeypatch.setattr(refusals, "CALM_SECONDS", 0.05)
+
+    async with asyncio.timeout(10):
+        await door.ask(b"loud")
+        alone = os.sched_getscheduler(0)
+        await door.ask(b"loud")
+        flooded = os.sched_getscheduler(0)
+        while os.sched_getscheduler(0) != os.SCHED_OTHER:
+            await asyncio.sleep(0)
+
+    assert (alone, flooded) == (os.SCHED_OTHER, os.SCHED_BATCH)
 
 
 def test_serve_is_given_it():
