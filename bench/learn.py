@@ -2,7 +2,7 @@
 
 `python -m bench.learn [--tokens 5000000] [--batch-tokens 16384] [--minutes M] [--small]`. Three
 runs: the peer; SOMA-LM after as many tokens; SOMA-LM with as many tokens as it takes in the peer's
-time. All read the same rows in the same order. The first two take turns of five minutes, so that a
+time, each in the number format that is fastest here. All read the same rows in the same order. The first two take turns of five minutes, so that a
 busy machine hinders both. After `--minutes` the command says how far it came; called again it goes on.
 `--tune peer` or `ours` tries learning rates instead.
 """
@@ -29,7 +29,8 @@ import numpy.typing as npt
 import torch
 
 from bench.corpus import documents, mixed
-from bench.plain_gpt import PlainGpt, step
+from bench.plain_gpt import PlainGpt, computing_in, step
+from soma_agents.language.precision import fastest_format
 from soma_agents.pretraining.artifact import save_model
 from soma_agents.pretraining.loop import Progress, Run
 from soma_agents.pretraining.packed import Order, Packed, rows_of
@@ -152,7 +153,7 @@ def plain(
             tokens_of(data.packed.train, rows[i : i + recipe.micro_rows], recipe.row)
             for i in range(0, len(rows), recipe.micro_rows)
         ]
-        step(model, optimizer, batches)
+        step(model, optimizer, batches, fastest_format())
         leg.seconds = time.perf_counter() - began
         leg.tokens += recipe.rows * recipe.row
     leg.bits = judge(model, data, recipe)
@@ -172,7 +173,7 @@ def judge(model: PlainGpt, data: Material, recipe: Recipe) -> float:
     nats, size = 0.0, 0
     for row in range(rows):
         tokens = tokens_of(data.packed.held_out, [row], recipe.row)
-        with torch.autocast("cpu", torch.bfloat16):
+        with computing_in(fastest_format()):
             logits = model.logits(tokens[:, :-1])
         targets = tokens[0, 1:]
         found = torch.nn.functional.cross_entropy(logits[0].float(), targets, reduction="none")
@@ -292,6 +293,7 @@ if __name__ == "__main__":
     chosen = small(options.tokens)
     if not options.small:
         chosen = replace(V1, tokens=options.tokens, batch_tokens=options.batch_tokens)
+    chosen = chosen.settled()
     identity = json.dumps([chosen.facts(), options.judged], sort_keys=True).encode()
     name = f"soma-bench-learn-{hashlib.sha256(identity).hexdigest()[:12]}"
     home = Path(tempfile.gettempdir()) / name

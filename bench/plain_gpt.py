@@ -1,7 +1,8 @@
 """The peer of `bench.train` and `bench.learn`: a plain GPT the way nanoGPT does it.
 
-Eager torch: LayerNorm, GELU, learned positions, tied head, fused attention, bf16 autocast over
-float32 weights, AdamW with decay on matrices alone, clipping at 1. It has nothing of SOMA's.
+Eager torch: LayerNorm, GELU, learned positions, tied head, fused attention, float32 weights with bf16
+autocast over them or without, AdamW with decay on matrices alone, clipping at 1. It has nothing of
+SOMA's but the names of the two number formats.
 """
 
 import math
@@ -9,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from soma_agents.language.precision import Format
 
 
 class Block(nn.Module):
@@ -78,11 +81,18 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def step(model: PlainGpt, optimizer: torch.optim.Optimizer, batches: list[Tensor]) -> float:
+def computing_in(form: Format) -> torch.autocast:
+    """What the peer's forward passes run under: bf16 autocast, or nothing."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=form == "bfloat16")
+
+
+def step(
+    model: PlainGpt, optimizer: torch.optim.Optimizer, batches: list[Tensor], form: Format
+) -> float:
     """One optimiser step over micro-batches of tokens (B, T + 1); the mean loss."""
     total = 0.0
     for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16):
+        with computing_in(form):
             loss = model(batch) / len(batches)
         loss.backward()
         total += loss.item()
