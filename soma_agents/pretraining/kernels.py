@@ -210,7 +210,10 @@ class _CrossEntropy(torch.autograd.Function):
             if bent is not None:
                 slope.mul_(1 - bent * bent)
             to_hidden[rows] = slope @ head
-            to_table += slope.T @ hidden[rows]
+            if slope.dtype == to_table.dtype:
+                to_table.addmm_(slope.T, hidden[rows])
+            else:
+                to_table += slope.T @ hidden[rows]
         ctx.save_for_backward(to_hidden, to_table)
         return losses.sum()
 

@@ -20,6 +20,7 @@ from arbiters.errors import InvalidError
 from soma_agents.language.architecture import TransformerConfig
 from soma_agents.pretraining.kernels import KEPT, QUERIES
 from soma_agents.pretraining.learner import Learner
+from soma_agents.pretraining.muon import among_squares
 from soma_agents.pretraining.optimiser import NEWTON_SCHULZ, Optimisers
 from soma_agents.pretraining.recipe import Recipe, active_parameters, matrices_of, parameters
 from soma_agents.training.loop import Alone
@@ -213,18 +214,18 @@ def _step_seconds(recipe: Recipe, machine: Machine) -> float:
     touched = model.layers * (24 * model.d_model + 8 * qkv + 6 * _inner(model))
     touched += 8 * scores + 6 * model.vocab_size
     bytes_ = again * tokens * touched * width + 40 * parameters(model)
-    muon = (
-        NEWTON_SCHULZ
-        * model.layers
-        * sum(_orthogonal(*shape) for shape in matrices_of(model).values())
+    muon = model.layers * sum(
+        _orthogonal(*shape, recipe.format) for shape in matrices_of(model).values()
     )
     return (work + muon) / machine.products + bytes_ / machine.passes
 
 
-def _orthogonal(rows: int, columns: int) -> float:
-    """FLOP of a Newton-Schulz step of Muon."""
+def _orthogonal(rows: int, columns: int, precision: str) -> float:
+    """FLOP of Muon's Newton-Schulz iterations of one matrix."""
     small, large = sorted((rows, columns))
-    return 4 * small * small * large + 2 * small**3
+    if among_squares((rows, columns), getattr(torch, precision)):
+        return 4 * small * small * large + (8 * NEWTON_SCHULZ - 6) * small**3
+    return NEWTON_SCHULZ * (4 * small * small * large + 2 * small**3)
 
 
 @cache

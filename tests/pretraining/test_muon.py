@@ -24,12 +24,24 @@ def test_in_bfloat16_its_steps_are_those_of_torch(shape):
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("shape", [(24, 64), (64, 24)])
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24), (24, 30)])
 def test_in_float32_it_is_the_same_but_for_rounding(shape):
     exact, short = (orthogonal(drawn(*shape), d, 5) for d in (torch.float32, torch.bfloat16))
 
     assert torch.allclose(exact, short.float(), atol=0.03)
     assert all(0.6 < size < 1.3 for size in torch.linalg.svdvals(exact))
+
+
+@pytest.mark.parametrize("noise", [1.0, 1e-3, 1e-6])
+def test_among_squares_it_iterates_as_with_the_matrix_itself(noise):
+    matrix = drawn(24, 2) @ drawn(2, 96, seed=2) + noise * drawn(24, 96, seed=3)
+
+    ours, plain = (
+        orthogonal(matrix, torch.float32, 5),
+        orthogonal(matrix.double(), torch.float64, 5),
+    )
+
+    assert torch.allclose(ours, plain.float(), atol=1e-3)
 
 
 def test_a_gradient_that_is_taken_stays_as_it_was():
