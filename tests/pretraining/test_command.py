@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from arbiters.errors import InvalidError, NotFoundError
 from soma_agents.cli.main import app
 from soma_agents.cli.pretraining import curve
+from soma_agents.pretraining import planning
 
 SHORT = ("--tokens", 1024, "--batch-tokens", 512, "--row", 64)
 
@@ -53,15 +54,18 @@ def test_a_plan_is_told_before_a_run():
 
 def test_a_plan_of_experts_and_a_long_context_tells_both_sizes():
     told = json.loads(
-        soma("plan", "--preset", "v1", "--experts", 8, "--context", 131_072, "--json").stdout
+        soma("plan", "--preset", "v1", "--experts", 8, "--context", 32_768, "--json").stdout
     )
 
     assert told["parameters"] == 116_965_376
     assert told["active"] == 41_467_904
 
 
-def test_a_plan_that_cannot_fit_is_told_before_it_is_refused():
-    result = CliRunner().invoke(app, ["plan", "--depth", "64", "--json"])
+def test_a_plan_that_cannot_fit_is_told_before_it_is_refused(monkeypatch):
+    small = planning.Machine(1e11, 1e10, memory=8 << 30, cores=2)
+    monkeypatch.setattr(planning, "measured", lambda _: small)
+
+    result = CliRunner().invoke(app, ["plan", "--depth", "28", "--json"])
 
     assert not json.loads(result.stdout)["fits"]
     assert isinstance(result.exception, InvalidError)
