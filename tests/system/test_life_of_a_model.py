@@ -34,14 +34,14 @@ def champion(daemon):
     return daemon.status()["champion"]["name"]
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1600)
 def test_a_model_is_trained_through_a_crash_proven_promoted_undone_and_promoted_again(daemon):
     assert teach(daemon, 320)["conversations"] == 320
     daemon.http.post("/api/training/rounds")
     daemon.until(lambda: events_of(daemon, "TrainingProgressed"))
 
     daemon.kill("workshop")
-    daemon.until(lambda: events_of(daemon, "RoundFinished"), seconds=900)
+    daemon.until(lambda: events_of(daemon, "RoundFinished"), seconds=1500)
 
     told = json.loads(daemon.soma("receipts", "--json").stdout)[0]
     assert told["verdict"] == "promoted", told["because"]
