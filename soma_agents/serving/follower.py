@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import structlog
 
@@ -41,8 +40,7 @@ class Follower:
         """Stop following."""
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
 
     async def reached(self, offset: int, *, patience: float = 60.0) -> None:
         """Wait until everything up to this offset was heard.

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,7 @@ async def collect(request: Request, turn: Turn) -> tuple[list[Piece], Ended]:
                 pieces.append(item)
     finally:
         watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
+        await asyncio.wait([watcher])
     raise AssertionError("a turn always ends")  # pragma: no cover
 
 

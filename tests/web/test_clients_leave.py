@@ -5,6 +5,10 @@ import asyncio
 import httpx2
 import pytest
 
+from arbiters.events import Timings
+from soma_agents.serving.turns import Ended
+from soma_agents.web.streams import collect
+
 BODY = {"model": "soma", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -53,3 +57,35 @@ async def test_a_shutdown_keeps_what_was_said(soma):
 
     assert (await given(soma))["finish"] == "cancelled"
     await request
+
+
+class AtItsEnd:
+    """A turn that has ended; whoever watches the client takes a moment to stop."""
+
+    def __init__(self):
+        self.stopping = asyncio.Event()
+
+    async def items(self):
+        await asyncio.sleep(0)
+        yield Ended("stop", Timings(first_token=0, total=0, prompt_tokens=1, completion_tokens=1), 1)
+
+    def leave(self):
+        """Nothing is left to end."""
+
+    async def receive(self):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stopping.set()
+            await asyncio.sleep(0.01)
+
+
+async def test_a_request_cancelled_as_its_turn_ends_is_cancelled():
+    turn = AtItsEnd()
+    request = asyncio.create_task(collect(turn, turn))
+    await turn.stopping.wait()
+
+    request.cancel()
+    await asyncio.wait([request], timeout=5)
+
+    assert request.cancelled()
