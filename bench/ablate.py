@@ -22,7 +22,7 @@ from typing import Any
 from bench.learn import Material, material, small
 from soma_agents.pretraining.loop import Run
 from soma_agents.pretraining.recipe import Recipe
-from soma_agents.training.loop import Alone
+from soma_agents.training.group import Alone
 
 
 def variants(base: Recipe) -> dict[str, Recipe]:

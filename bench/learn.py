@@ -39,7 +39,7 @@ from soma_agents.pretraining.run import Sources, pack_corpus, vocabulary_of
 from soma_agents.pretraining.structure import Traits, traits_of
 from soma_agents.pretraining.vocabulary import Vocabulary
 from soma_agents.storage.files import write_atomic
-from soma_agents.training.loop import Alone
+from soma_agents.training.group import Alone
 from soma_agents.training.schedules import share
 
 TARGET_TOKENS, TARGET_TIME = 0.03, 0.08

@@ -46,6 +46,8 @@ from soma_agents.storage.files import make_directory, put_in_place, write_manife
 
 MESSAGES = 20_000
 WRITERS = 4
+LEISURE_S = 0.05
+"""Pause of a writer who has written its share and goes on while the backup is under way."""
 DIALOGUES = 120
 _WORDS = [
     "tide",
@@ -252,6 +254,8 @@ async def _back_up_under_load(
             number += 1
             if number == messages // WRITERS // 2:
                 taking.set()
+            if number >= messages // WRITERS:
+                await asyncio.sleep(LEISURE_S)
 
     def snapshot() -> Path:
         directory = soma.settings.home / SNAPSHOTS / "drill"

@@ -27,7 +27,7 @@ from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.optimiser import Optimisers
 from soma_agents.pretraining.planning import plan
 from soma_agents.pretraining.recipe import V1, parameters
-from soma_agents.training.loop import Alone
+from soma_agents.training.group import Alone
 
 TARGET = 2.0
 ROWS = 4

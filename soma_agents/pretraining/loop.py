@@ -29,7 +29,8 @@ from soma_agents.pretraining.shards import Shards
 from soma_agents.pretraining.structure import Traits
 from soma_agents.pretraining.vocabulary import Edges
 from soma_agents.training.device import CPU
-from soma_agents.training.loop import Alone, DivergedError, Workers
+from soma_agents.training.group import Alone, Workers
+from soma_agents.training.loop import DivergedError
 
 EVALUATED = 32_768
 """Tokens of the held-out part that each look sees."""

@@ -16,7 +16,7 @@ from soma_agents.pretraining.learner import MATRICES, Learner
 from soma_agents.pretraining.muon import Muon
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.sharding import ShardedMuon
-from soma_agents.training.loop import Workers
+from soma_agents.training.group import Workers
 from soma_agents.training.schedules import share
 
 NEWTON_SCHULZ = 5

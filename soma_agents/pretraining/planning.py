@@ -23,7 +23,7 @@ from soma_agents.pretraining.learner import Learner
 from soma_agents.pretraining.muon import among_squares
 from soma_agents.pretraining.optimiser import NEWTON_SCHULZ, Optimisers
 from soma_agents.pretraining.recipe import Recipe, active_parameters, matrices_of, parameters
-from soma_agents.training.loop import Alone
+from soma_agents.training.group import Alone
 
 SHARE = 0.85
 """Of the memory that is free, what a run may plan with."""

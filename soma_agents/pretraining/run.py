@@ -22,7 +22,7 @@ from soma_agents.pretraining.structure import traits_of
 from soma_agents.pretraining.vocabulary import Vocabulary
 from soma_agents.storage.files import make_directory, write_atomic
 from soma_agents.training.device import best_device
-from soma_agents.training.loop import Workers
+from soma_agents.training.group import Workers
 
 TOKENIZER, TOKENS, METRICS, MODEL = "tokenizer.json", "tokens", "metrics.jsonl", "model.sou"
 RECIPE = "recipe.json"

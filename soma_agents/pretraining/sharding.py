@@ -13,7 +13,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from soma_agents.pretraining.muon import moved, orthogonal, reach
-from soma_agents.training.loop import Workers
+from soma_agents.training.group import Workers
 
 
 def shard(

@@ -10,7 +10,7 @@ from torch import Tensor
 from arbiters.errors import SomaError
 from soma_agents.pretraining.sharding import rows
 from soma_agents.training.checkpoints import Checkpoint, Checkpoints, Tensors
-from soma_agents.training.loop import Workers
+from soma_agents.training.group import Workers
 
 
 class Shards:

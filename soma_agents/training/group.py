@@ -1,7 +1,8 @@
-"""Workers of a run that talk over torch's process group, as Ray Train sets it up."""
+"""Workers of a run: one alone, or several that talk over torch's process group."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 import torch.distributed
@@ -10,8 +11,36 @@ from torch import Tensor
 from soma_agents.training.device import CPU
 
 
+class Workers(Protocol):
+    """The processes of a parallel run as one of them sees them."""
+
+    rank: int
+    count: int
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor, in place, by its sum over all workers."""
+        ...
+
+    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """Replace each tensor, in place, by what the worker of that rank has."""
+        ...
+
+
+class Alone:
+    """A run of one process."""
+
+    rank = 0
+    count = 1
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Nothing to add."""
+
+    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """Nothing to take."""
+
+
 class GroupWorkers:
-    """The workers of a process group, as one of them sees them."""
+    """The workers of a process group, as Ray Train sets it up."""
 
     def __init__(self, rank: int, count: int, device: torch.device = CPU) -> None:
         """`device` is where the group's messages must lie: gloo's on the CPU, nccl's on a GPU."""

@@ -35,7 +35,8 @@ from soma_agents.storage.files import (
 )
 from soma_agents.training.corpus import Corpus, pairs_of, samples_of
 from soma_agents.training.device import best_device
-from soma_agents.training.loop import Alone, Outcome, Progress, Workers, fit
+from soma_agents.training.group import Alone, Workers
+from soma_agents.training.loop import Outcome, Progress, fit
 from soma_agents.training.rehearsal import rehearsal_samples
 from soma_agents.training.request import LOCK, PRECISION, PROGRESS, RESULT, Job, Result, read_result
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from soma_agents.language.model import LanguageModel
 from soma_agents.language.prefix import hidden_behind_prefix
 from soma_agents.settings import TrainingSettings
 from soma_agents.training import losses
+from soma_agents.training.adamw import AdamW
 from soma_agents.training.adaptation import Adaptation
 from soma_agents.training.checkpoints import Checkpoint, Checkpoints
 from soma_agents.training.corpus import (
@@ -37,6 +38,7 @@ from soma_agents.training.corpus import (
     padded,
     plan,
 )
+from soma_agents.training.group import Alone, Workers
 from soma_agents.training.request import STOP
 from soma_agents.training.schedules import learning_rate
 
@@ -50,34 +52,6 @@ VALIDATION_TOKENS = 2048
 
 class DivergedError(SomaError):
     """The loss is not a number any more."""
-
-
-class Workers(Protocol):
-    """The processes of a parallel run as one of them sees them."""
-
-    rank: int
-    count: int
-
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor, in place, by its sum over all workers."""
-        ...
-
-    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
-        """Replace each tensor, in place, by what the worker of that rank has."""
-        ...
-
-
-class Alone:
-    """A run of one process."""
-
-    rank = 0
-    count = 1
-
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Nothing to add."""
-
-    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
-        """Nothing to take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +147,7 @@ class _Run:
         ).to(self._device)
         self._adaptation = Adaptation(self._adapter, model.transformer.head.weight.dtype)
         self._parameters = dict(self._adapter.named_parameters())
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-        )
+        self._optimizer = AdamW(self._parameters)
         self._best = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._state = _State()
         self._checkpoints = Checkpoints(directory / "checkpoints", self._fingerprint(corpus))
@@ -213,11 +182,7 @@ class _Run:
             with torch.no_grad():
                 parameter.copy_(tensors[f"adapter/{name}"])
             self._best[name] = tensors[f"best/{name}"]
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(self._state.step)),
-                "exp_avg": tensors[f"mean/{name}"].to(self._device),
-                "exp_avg_sq": tensors[f"square/{name}"].to(self._device),
-            }
+        self._optimizer.load(tensors, steps=self._state.step)
         self._adaptation.refresh()
 
     # --- running ---------------------------------------------------------------------------
@@ -270,11 +235,8 @@ class _Run:
                 f"gradient norm {float(norm)!r}; lower training.learning_rate "
                 f"(now {self._settings.learning_rate!r})"
             )
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(
-                done, steps=len(self._plan), peak=self._settings.learning_rate
-            )
-        self._optimizer.step()
+        peak = self._settings.learning_rate
+        self._optimizer.step(learning_rate(done, steps=len(self._plan), peak=peak))
         self._adaptation.refresh()
         self._note(step, float(reply_loss))
 
@@ -361,13 +323,10 @@ class _Run:
         self._state = replace(self._state, seconds=self._elapsed())
         if self._workers.rank or not self._state.step:
             return
-        tensors: dict[str, Tensor] = {}
+        tensors = self._optimizer.state()
         for name, parameter in self._parameters.items():
-            moments = self._optimizer.state[parameter]
             tensors[f"adapter/{name}"] = parameter.detach()
             tensors[f"best/{name}"] = self._best[name]
-            tensors[f"mean/{name}"] = moments["exp_avg"]
-            tensors[f"square/{name}"] = moments["exp_avg_sq"]
         self._checkpoints.save(Checkpoint(asdict(self._state), tensors))
 
     def finish(self, stopped: Stopped) -> Outcome:

@@ -17,7 +17,7 @@ from soma_agents.pretraining.packed import Packed
 from soma_agents.pretraining.sharding import rows
 from soma_agents.pretraining.shards import Shards
 from soma_agents.pretraining.structure import plain_traits
-from soma_agents.training.loop import Alone
+from soma_agents.training.group import Alone
 
 WORKER = Path(__file__).with_name("gloo_worker.py")
 ROUNDING = 0.02

@@ -14,7 +14,7 @@ from soma_agents.pretraining.loop import fit
 from soma_agents.pretraining.optimiser import owners
 from soma_agents.pretraining.packed import Packed
 from soma_agents.pretraining.structure import plain_traits
-from soma_agents.training.loop import Alone
+from soma_agents.training.group import Alone
 
 TRAITS = plain_traits([2] * 300)
 

@@ -13,13 +13,13 @@ from soma_agents.language.lora import LoraAdapter, adapter_id
 from soma_agents.language.model import load_model
 from soma_agents.storage.files import verify_manifest
 from soma_agents.training.device import CPU
+from soma_agents.training.group import Alone
 from soma_agents.training.job import precision_of, train_here
-from soma_agents.training.loop import Alone
 from soma_agents.training.request import Job
 from soma_agents.training.trainer import LocalTrainer
 from tests.tiny_models import echoes, tiny_base, tiny_settings, write_dataset
 
-ENDLESS = {"epochs": 100_000, "max_steps": 100_000, "checkpoint_every_s": 0.01}
+ENDLESS = {"epochs": 2_000, "max_steps": 2_000, "checkpoint_every_s": 0.01}
 
 
 @pytest.fixture

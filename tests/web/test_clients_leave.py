@@ -67,7 +67,9 @@ class AtItsEnd:
 
     async def items(self):
         await asyncio.sleep(0)
-        yield Ended("stop", Timings(first_token=0, total=0, prompt_tokens=1, completion_tokens=1), 1)
+        yield Ended(
+            "stop", Timings(first_token=0, total=0, prompt_tokens=1, completion_tokens=1), 1
+        )
 
     def leave(self):
         """Nothing is left to end."""
