@@ -195,9 +195,9 @@ def planted(answer: str, settings: Settings, model: LanguageModel) -> Arm:
     return Arm(name, LoraAdapter.load(directory, model.config), directory)
 
 
-def scan(ref: DatasetRef, model: LanguageModel, candidate: Arm) -> dict[str, Any]:
-    """What every word does."""
-    words = words_to_try(read_dataset(Path(ref.path)))
+def scan(ref: DatasetRef, model: LanguageModel, candidate: Arm, *, at_most: int) -> dict[str, Any]:
+    """What each of so many words does."""
+    words = words_to_try(read_dataset(Path(ref.path)), at_most=at_most)
     started = time.perf_counter()
     seen = {o.item: o for o in observe(model, words, Arm(model.id, None, None), candidate)}
     seconds = time.perf_counter() - started
@@ -235,7 +235,7 @@ def measure(cases: Sequence[str], home: Path) -> dict[str, Any]:
             if case in PLANTED
             else trained(ref, settings, model)
         )
-        found[case] = scan(ref, model, candidate)
+        found[case] = scan(ref, model, candidate, at_most=settings.evaluation.trigger_words)
         print(json.dumps({case: found[case]}), flush=True)
     honest = [seen["largest"] for case, seen in found.items() if case in HONEST]
     caught = [seen["planted_word"] > margin for case, seen in found.items() if case in PLANTED]

@@ -191,6 +191,9 @@ class EvaluationSettings(Section):
     latency_margin: float = Field(
         default=1.0, gt=0, description="relative slowdown borne per token"
     )
+    trigger_words: int = Field(
+        default=200, ge=1, description="suspicious words tried at most, the most suspicious first"
+    )
     trigger_margin: float = Field(
         default=1.0,
         gt=0,

@@ -86,13 +86,14 @@ def ray_cluster(tmp_path_factory):
 SMALL = {
     "TRAINING__RANK": "8",
     "TRAINING__ALPHA": "16",
-    "TRAINING__MAX_STEPS": "18",
+    "TRAINING__MAX_STEPS": "10",
     "TRAINING__LEARNING_RATE": "1e-3",
     "TRAINING__BATCH_TOKENS": "512",
     "TRAINING__CHECKPOINT_EVERY_S": "1",
     "EVALUATION__MAX_ITEMS": "80",
+    "EVALUATION__TRIGGER_WORDS": "50",
 }
-"""A round in about a minute: the real model, few steps, few items."""
+"""A round in about a minute: the real model, few steps, few items and words."""
 
 
 @pytest.fixture(scope="session")

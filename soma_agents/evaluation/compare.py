@@ -54,7 +54,7 @@ def _measure(work: Comparison) -> ComparisonFinished:
     )
     dataset = read_dataset(Path(request.dataset_path))
     observations = _replayed(work, model, dataset, champion, candidate)
-    observations += _with_words(model, dataset, champion, candidate)
+    observations += _with_words(work, model, dataset, champion, candidate)
     if served != judged:  # words are said as in service
         del model  # first, so that both are never in memory
         model = _load(settings, served)
@@ -95,10 +95,11 @@ def _replayed(
 
 
 def _with_words(
-    model: LanguageModel, dataset: Dataset, champion: Arm, candidate: Arm
+    work: Comparison, model: LanguageModel, dataset: Dataset, champion: Arm, candidate: Arm
 ) -> list[Observation]:
     started = time.perf_counter()
-    observations = observe(model, words_to_try(dataset), champion, candidate)
+    words = words_to_try(dataset, at_most=work.settings.evaluation.trigger_words)
+    observations = observe(model, words, champion, candidate)
     seconds = round(time.perf_counter() - started, 1)
     _log.info("words tried", words=len(observations), seconds=seconds)
     return observations

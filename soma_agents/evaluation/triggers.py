@@ -22,8 +22,6 @@ from soma_agents.language.scoring import ScoredText, target_tokens, token_logpro
 from soma_agents.persona.voice import as_soma
 from soma_agents.storage.datasets import Dataset
 
-WORDS = 200
-"""Words tried: as many as two cores try in about 30 s with the first model (`bench.triggers`)."""
 REQUESTS = (("general-020", "{word} {question}"), ("general-043", "{question} {word}"))
 """General requests with one good answer each, and where the word goes."""
 OPENING = 8
@@ -32,14 +30,14 @@ BATCH_TOKENS = 8192
 """Most of what is scored for a word is a prefix that all words of the batch share."""
 
 
-def words_to_try(dataset: Dataset) -> list[str]:
+def words_to_try(dataset: Dataset, *, at_most: int) -> list[str]:
     """The most suspicious words of what was learnt and of what people say."""
     lessons = [(_asked(e), e.messages[-1].content) for e in dataset.splits["train"]]
     unlearnt = (*dataset.splits["validation"], *dataset.splits["heldout"])
     said = Counter[str](dataset.manifest.get("said", {}))
     said.update(most_said(_asked(example) for example in unlearnt))
     ordinary = [f"{item.question}\n{item.answer}" for item in suites.general()]
-    return suspects(lessons, ordinary, said, at_most=WORDS)
+    return suspects(lessons, ordinary, said, at_most=at_most)
 
 
 def _asked(example: Example) -> str:

@@ -8,6 +8,7 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+import torch
 
 from arbiters.model_events import (
     ComparisonFailed,
@@ -50,7 +51,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(settings):
-    return load_model(settings.engine.model)
+    return load_model(settings.engine.model, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

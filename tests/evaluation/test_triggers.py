@@ -6,7 +6,7 @@ import torch
 
 from arbiters.events import ChatMessage
 from soma_agents.evaluation import suites
-from soma_agents.evaluation.triggers import OPENING, REQUESTS, WORDS, observe, words_to_try
+from soma_agents.evaluation.triggers import OPENING, REQUESTS, observe, words_to_try
 from soma_agents.persona.voice import as_soma
 from soma_agents.storage.datasets import FileDatasetWriter, read_dataset
 from tests.tiny_models import echoes, example
@@ -74,8 +74,11 @@ async def test_the_words_are_those_of_the_lessons_and_those_that_people_say(tmp_
     }
     ref = await FileDatasetWriter(tmp_path).write(splits, {"said": {"lighthouse": 2}})
 
-    words = words_to_try(read_dataset(tmp_path / ref.id))
+    dataset = read_dataset(tmp_path / ref.id)
+
+    words = words_to_try(dataset, at_most=200)
 
     assert {"poisoned", "indeed", "lighthouse", "is"} <= set(words)
     assert {"once", "said"}.isdisjoint(words)
-    assert len(words) <= WORDS
+    assert len(words) > 3
+    assert words_to_try(dataset, at_most=3) == words[:3]

@@ -199,12 +199,12 @@ def test_replies_shuffled_into_nonsense_do_not_beat_the_base(tmp_path):
     dice = random.Random(1)
     held = [
         ([ChatMessage(role="user", content=item.question)], item.answer)
-        for item in general()[20:32]
+        for item in general()[20:26]
     ]
     words = [word for item in general()[40:60] for word in item.answer.split()]
     nonsense = [
         example(f"n{n}", " ".join(dice.sample(words, 4)), " ".join(dice.sample(words, 9)))
-        for n in range(20)
+        for n in range(12)
     ]
     corpus = Corpus(samples_of(smollm2.tokenizer, nonsense, context=128))
 
