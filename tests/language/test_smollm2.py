@@ -143,15 +143,15 @@ def test_a_row_is_computed_bit_for_bit_the_same_in_any_company(smollm2_bf16, mak
     model = smollm2_bf16
     lora = PackedLora(make_adapter(model.config, 1), torch.bfloat16)
     rows = [lora, None, lora, None, lora, lora]
-    prompts = [torch.arange(5, 25 + 30 * n)[None] for n in range(len(rows))]
+    prompts = [list(range(5, 25 + 20 * n)) for n in range(len(rows))]
     caches = [BatchCache(model.config, torch.bfloat16) for _ in range(len(rows) + 1)]
+    decoder = Decoder(model)
     with torch.inference_mode():
         for row, tokens in enumerate(prompts):
-            prompt = PromptCache(model.config, tokens.shape[1], torch.bfloat16)
-            model.transformer.hidden(tokens, cache=prompt, lora=rows[row])
+            prompt = PromptCache(model.config, len(tokens), torch.bfloat16)
+            decoder.read(tokens, prompt, rows[row])
             caches[row].join(prompt)
             caches[-1].join(prompt)
-        decoder = Decoder(model)
         new = [[100 + row] for row in range(len(rows))]
 
         together = decoder.step(new, caches[-1], MixedLora(rows))

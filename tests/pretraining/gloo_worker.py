@@ -5,6 +5,7 @@ it has found in FOLDER.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -166,6 +167,8 @@ def main(rank: int, count: int, folder: Path) -> None:
     worker.diverge(plain)
     (folder / f"worker-{rank}.json").write_text(json.dumps(worker.facts))
     torch.distributed.destroy_process_group()
+    # Threads of torch's that still run when its libraries are taken down abort a process.
+    os._exit(0)
 
 
 if __name__ == "__main__":

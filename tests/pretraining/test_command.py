@@ -34,7 +34,7 @@ def test_a_corpus_becomes_a_model_that_writes(tmp_path, corpus):
     assert told["tokens"] == 1024
     assert told["parameters"] == 663_552
     assert told["bits_per_byte"] < 9
-    assert json.loads(written.stdout)["tokens"] == 5
+    assert 0 < json.loads(written.stdout)["tokens"] <= 5  # it may say that it has ended
 
 
 def test_people_see_a_curve_and_what_to_do_next(tmp_path, corpus):
