@@ -93,9 +93,7 @@ class Keeper:
         head.stop()
 
     async def _work(self, crew: Any) -> None:
-        # The way to the first answer is longest through the gateway.
-        await asyncio.to_thread(crew.serve)
-        crew.muster()
+        await crew.serve()
         seconds = self._settings.cluster.start_timeout_s
         try:
             async with asyncio.timeout(seconds):
@@ -156,7 +154,7 @@ class Keeper:
         await asyncio.to_thread(crew.muster)
         if (await asyncio.to_thread(crew.gateway_state))[0] == "MISSING":
             log.warning("the gateway is missing; deploying it again")
-            await asyncio.to_thread(crew.serve)
+            await crew.serve()
         silent = await crew.silent()
         self._silences = {name: self._silences.get(name, 0) + 1 for name in silent}
         stuck = [name for name, rounds in self._silences.items() if rounds >= SILENT_LIMIT]

@@ -1,8 +1,7 @@
 """Everything that runs on the head: made when it is missing, looked at, stopped in order."""
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +9,7 @@ import ray
 import structlog
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME
 from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -23,8 +23,8 @@ PING_SECONDS = 20.0
 DRAIN_SECONDS = 5.0
 REPLY_SECONDS = 10.0
 """For replies under way to come to their end; those that do not are broken off with a word."""
-_IN_ROW_SECONDS = 5.0
-"""At most for Serve to ask for the gateway's process."""
+_EVERYONE = (BUS, *assembly.ARBITERS)
+_FIRST = _EVERYONE[:2]
 _FAILED = ("DEPLOY_FAILED", "NOT_STARTED")
 
 log = structlog.get_logger(__name__)
@@ -45,14 +45,16 @@ class Crew:
 
     # --- making ----------------------------------------------------------------------------
 
-    def muster(self) -> None:
-        """Make what is missing: all at once, since each waits for what it needs by itself."""
+    def muster(self, names: Sequence[str] = _EVERYONE) -> None:
+        """Make what is missing of these: at once, since each waits for what it needs by itself."""
         there = set(ray.util.list_named_actors())
         common = (self._json, self._prepare)
-        if BUS not in there:
-            self._make(BUS, bus.Bus, *common, calls=bus.MAX_CALLS)
-        for name in assembly.ARBITERS:
-            if name not in there:
+        for name in names:
+            if name in there:
+                continue
+            if name == BUS:
+                self._make(name, bus.Bus, *common, calls=bus.MAX_CALLS)
+            else:
                 self._make(name, arbiters.ArbiterActor, name, *common, calls=arbiters.MAX_CALLS)
 
     def _make(self, name: str, base: type, *arguments: Any, calls: int) -> None:
@@ -74,16 +76,20 @@ class Crew:
             ),
         ).remote(*arguments)
 
-    def serve(self) -> None:
-        """Start Serve and the gateway unless they are there. Returns before they are ready.
+    async def serve(self) -> None:
+        """Start Serve and the gateway unless they are there. Returns before the gateway is ready.
 
-        Ray starts as many processes at once as there are cores, one after the other: whoever has
-        the longest way to go is waited for here until its place in the row is taken.
+        Ray starts as many processes at once as there are cores, one after the other, and the way
+        to the first answer is longest through the gateway. It is asked for before Serve's proxy
+        listens; the first of the others fill the time in which Serve's controller starts.
         """
-        gateway.deploy(self._settings, self._prepare)
-        deadline = time.monotonic() + _IN_ROW_SECONDS
-        while not _replica_is_made() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        started = asyncio.create_task(asyncio.to_thread(gateway.start_serve, self._settings))
+        await _asked_for(SERVE_CONTROLLER_NAME, started)
+        self.muster(_FIRST)
+        await asyncio.to_thread(gateway.deploy, self._settings, self._prepare)
+        await _asked_for("SERVE_REPLICA::", started)
+        self.muster()
+        await started
 
     # --- looking ---------------------------------------------------------------------------
 
@@ -109,7 +115,7 @@ class Crew:
             SomaError: the gateway cannot be deployed; the message has its reason.
         """
         async with asyncio.TaskGroup() as group:
-            for name in (BUS, *assembly.ARBITERS):
+            for name in _EVERYONE:
                 group.create_task(_answering(name))
             group.create_task(self._gateway_running())
 
@@ -124,9 +130,8 @@ class Crew:
 
     async def silent(self) -> list[str]:
         """Those of bus and arbiters that do not answer a ping."""
-        names = (BUS, *assembly.ARBITERS)
         async with asyncio.TaskGroup() as group:
-            pings = {name: group.create_task(_ping(name)) for name in names}
+            pings = {name: group.create_task(_ping(name)) for name in _EVERYONE}
         return [name for name, ping in pings.items() if not ping.result()]
 
     # --- stopping --------------------------------------------------------------------------
@@ -141,7 +146,7 @@ class Crew:
                 group.create_task(_within(DRAIN_SECONDS, name, _told(name, "stop")))
         await _within(DRAIN_SECONDS, BUS, _told(BUS, "stop"))
         # A cluster that is not ours lives on; nothing of ours must stay in it.
-        for name in (BUS, *assembly.ARBITERS):
+        for name in _EVERYONE:
             with suppress(RayError, ValueError):
                 ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
@@ -153,10 +158,18 @@ def restart(names: Iterable[str]) -> None:
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=False)
 
 
-def _replica_is_made() -> bool:
-    """Whether Serve has asked Ray for the process of a replica."""
-    actors: Any = ray.util.list_named_actors(all_namespaces=True)
-    return any(actor["name"].startswith("SERVE_REPLICA::") for actor in actors)
+async def _asked_for(name: str, work: asyncio.Task[None]) -> None:
+    """Wait until Ray has been asked for an actor whose name begins so; not beyond the end of `work`.
+
+    Raises:
+        Exception: what `work` failed with.
+    """
+    while not work.done():
+        actors: Any = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
+        if any(actor["name"].startswith(name) for actor in actors):
+            return
+        await asyncio.sleep(0.05)
+    await work
 
 
 async def _answering(name: str) -> None:

@@ -25,6 +25,7 @@ HEALTH_PERIOD_S = 10.0
 HEALTH_TIMEOUT_S = 45.0
 _FLUSH_SECONDS = 0.5
 """For the last words to get through the proxy."""
+LOGGING = LoggingConfig(encoding="JSON", log_level="WARNING", enable_access_log=False)
 KEEP_ALIVE_S = 75
 """Longer than clients keep connections, so that none is closed as it is used again."""
 
@@ -77,12 +78,8 @@ class GatewayReplica:
         await self._engine.close()
 
 
-def deploy(settings: Settings, prepare: Callable[[str], None]) -> None:
-    """Start Serve and the application unless they are there; does not wait until they are ready.
-
-    A running application is never deployed again: new models go in beside the old ones.
-    """
-    logging = LoggingConfig(encoding="JSON", log_level="WARNING", enable_access_log=False)
+def start_serve(settings: Settings) -> None:
+    """Start Serve unless it is there, and wait until its proxy listens."""
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(
@@ -91,10 +88,17 @@ def deploy(settings: Settings, prepare: Callable[[str], None]) -> None:
             request_timeout_s=settings.server.request_timeout_s,
             keep_alive_timeout_s=KEEP_ALIVE_S,
         ),
-        logging_config=logging,
+        logging_config=LOGGING,
     )
+
+
+def deploy(settings: Settings, prepare: Callable[[str], None]) -> None:
+    """Start the application unless it is there, once Serve's controller is; does not wait for it.
+
+    A running application is never deployed again: new models go in beside the old ones.
+    """
     target = serve.RunTarget(
-        _application(settings, prepare), name=APPLICATION, logging_config=logging
+        _application(settings, prepare), name=APPLICATION, logging_config=LOGGING
     )
     serve.run_many(
         [target],
