@@ -25,6 +25,7 @@ REPLY_SECONDS = 10.0
 """For replies under way to come to their end; those that do not are broken off with a word."""
 _EVERYONE = (BUS, *assembly.ARBITERS)
 _FIRST = _EVERYONE[:2]
+"""As many as start while Serve's controller does."""
 _FAILED = ("DEPLOY_FAILED", "NOT_STARTED")
 
 log = structlog.get_logger(__name__)

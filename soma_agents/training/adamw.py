@@ -24,7 +24,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Move every parameter against its gradient, by about `rate`."""
+        """Move every parameter, each of which must have a gradient, against it by about `rate`."""
         adamw(
             list(self._parameters.values()),
             [p.grad for p in self._parameters.values() if p.grad is not None],
