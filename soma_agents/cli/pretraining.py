@@ -22,7 +22,9 @@ MaybePreset = Annotated[
 Depth = Annotated[int | None, typer.Option("--depth", help="Derive everything from it instead.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; an old one goes on.")]
 HeldOut = Annotated[Path | None, typer.Option("--held-out", help="Text to judge by, not to learn.")]
-Tokenizer = Annotated[Path | None, typer.Option("--tokenizer", help="A tokenizer.json to use.")]
+Tokenizer = Annotated[
+    Path | None, typer.Option("--tokenizer", help="A tokenizer.json to use, whatever its size.")
+]
 Base = Annotated[
     Path | None,
     typer.Option("--from", help="Go on with this model; of dialogues it learns the replies."),
@@ -105,8 +107,7 @@ def pretrain(
     from soma_agents.pretraining import planning, run
     from soma_agents.training.device import best_device
 
-    begun = _begun(base, preset, depth, experts, context)
-    recipe = begun.but(
+    recipe = _begun(base, tokenizer, preset, depth, experts, context).but(
         tokens=tokens,
         batch_tokens=batch_tokens,
         row=row,
@@ -123,19 +124,7 @@ def pretrain(
     with shown as hooks:
         made = _learn(sources, recipe, out.absolute(), crew, hooks, minutes * 60)
     told = _told(made, planned)
-    if json:
-        print_json(told)
-        return
-    bits = told["bits_per_byte"]
-    judged = "no text held out" if bits is None else f"{bits:.4f} bits a byte held out"
-    if told["bits_per_byte_before"] is not None:
-        judged += f", {told['bits_per_byte_before']:.4f} before"
-    words = '--chat "Hello"' if base is not None else '"Once upon a time"'
-    print(
-        f"{told['parameters']:,} parameters, {told['ended']} after {told['tokens']:,} tokens in "
-        f"{told['seconds']:.0f} s: {told['train_loss']:.3f} nats a token in training, {judged}\n"
-        f"soma generate {words} --model {made}"
-    )
+    print_json(told) if json else print(_summary(told, chat=base is not None))
 
 
 def _learn(sources: Any, recipe: Any, out: Path, crew: Any, hooks: Any, max_seconds: float) -> Path:
@@ -195,22 +184,42 @@ def _told(model: Path, planned: Any) -> dict[str, Any]:
     }
 
 
+def _summary(told: dict[str, Any], *, chat: bool) -> str:
+    """What came of a run, for people, and what to do with it."""
+    bits = told["bits_per_byte"]
+    judged = "no text held out" if bits is None else f"{bits:.4f} bits a byte held out"
+    if told["bits_per_byte_before"] is not None:
+        judged += f", {told['bits_per_byte_before']:.4f} before"
+    words = '--chat "Hello"' if chat else '"Once upon a time"'
+    return (
+        f"{told['parameters']:,} parameters, {told['ended']} after {told['tokens']:,} tokens in "
+        f"{told['seconds']:.0f} s: {told['train_loss']:.3f} nats a token in training, {judged}\n"
+        f"soma generate {words} --model {told['model']}"
+    )
+
+
 def _begun(
     base: Path | None,
+    tokenizer: Path | None,
     preset: str | None,
     depth: int | None,
     experts: int | None,
     context: int | None,
 ) -> Any:
     """The recipe that options change: that of a preset or a depth, or of a base to go on with."""
-    if base is None:
-        return _recipe(preset or "showcase", depth, experts, context)
     from soma_agents.pretraining import recipe as recipes
     from soma_agents.pretraining.artifact import load_weights
+    from soma_agents.pretraining.vocabulary import Vocabulary
 
-    if any(said is not None for said in (preset, depth, experts, context)):
+    if base is None:
+        recipe = _recipe(preset or "showcase", depth, experts, context)
+        if tokenizer is None:
+            return recipe
+        return recipes.with_vocabulary(recipe, Vocabulary.load(tokenizer).size)
+    if any(said is not None for said in (tokenizer, preset, depth, experts, context)):
         raise InvalidError(
-            "--from brings its own sizes; leave out --preset, --depth, --experts and --context"
+            "--from brings its own vocabulary and sizes; leave out --tokenizer, --preset, --depth, "
+            "--experts and --context"
         )
     return recipes.of_base(load_weights(base)[0])
 

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the blocks, torch's AdamW for everything else.
+"""Muon for the matrices of the blocks, AdamW for everything else.
 
 Of several workers each keeps the state of some parameters, takes their steps and gives them to
 the others: the optimiser's memory is parted as in ZeRO's first stage (arXiv:1910.02054), by whole
@@ -6,24 +6,38 @@ parameters, since Muon needs a matrix whole. Where parameters are parted by rows
 keeps the state of its rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from soma_agents.pretraining.learner import MATRICES, Learner
 from soma_agents.pretraining.muon import Muon
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.sharding import ShardedMuon
+from soma_agents.training.adamw import AdamW
 from soma_agents.training.group import Workers
 from soma_agents.training.schedules import share
 
-NEWTON_SCHULZ = 5
-"""Iterations that orthogonalise a gradient."""
-
 BETAS = (0.8, 0.95)
 """As nanochat sets them: a short memory suits a table of which each step sees a part."""
+
+
+class Optimiser(Protocol):
+    """Steps of some parameters, and a state that can be kept."""
+
+    def step(self, rate: float) -> None:
+        """One step of each."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What it must keep to go on, by name."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave, of other parameters too."""
+        ...
 
 
 def owners(sizes: Sequence[int], workers: int) -> list[int]:
@@ -54,38 +68,26 @@ class Optimisers:
         others = {n: p for n, p in named.items() if n not in matrices}
         self._recipe = recipe
         self._sharded = learner.sharded
-        self._names: dict[Tensor, str] = {p: name for name, p in named.items()}
-        self._all: list[tuple[Optimizer, float]] = []
+        self._all: list[tuple[Optimiser, float]] = []
         if matrices:
             self._all.append((self._muon(matrices, learner), recipe.matrix_rate))
         if others:
-            adam = torch.optim.AdamW(
-                others.values(),
-                lr=recipe.embedding_rate,
-                betas=BETAS,
-                eps=1e-10,
-                weight_decay=0.0,
-                fused=True,
-            )
+            adam = AdamW(others, betas=BETAS, epsilon=1e-10)
             self._all.append((adam, recipe.embedding_rate))
 
-    def _muon(self, matrices: Mapping[str, nn.Parameter], learner: Learner) -> Optimizer:
-        recipe = self._recipe
-        settings = {
-            "lr": recipe.matrix_rate,
-            "momentum": recipe.momentum,
-            "ns_steps": NEWTON_SCHULZ,
-            "weight_decay": recipe.decay,
-            # float16 has not the range for it.
-            "dtype": torch.float32 if recipe.format == "float32" else torch.bfloat16,
-        }
+    def _muon(self, matrices: Mapping[str, nn.Parameter], learner: Learner) -> Optimiser:
+        momentum, decay = self._recipe.momentum, self._recipe.decay
+        # float16 has not the range for it.
+        dtype = torch.float32 if self._recipe.format == "float32" else torch.bfloat16
         if not self._sharded:
-            return Muon(matrices.values(), **settings)
+            return Muon(matrices, momentum=momentum, decay=decay, dtype=dtype)
         shapes = {name: parameter.shape for name, parameter in learner.named().items()}
         # Those that are stepped together are of like size.
         order = sorted(matrices, key=lambda name: shapes[name].numel())
+        parts = {name: matrices[name] for name in order}
+        lengths = {name: shapes[name][0] for name in order}
         return ShardedMuon(
-            [(matrices[name], shapes[name][0]) for name in order], self._workers, **settings
+            parts, lengths, self._workers, momentum=momentum, decay=decay, dtype=dtype
         )
 
     def clip(self, scale: float) -> float:
@@ -114,33 +116,16 @@ class Optimisers:
             cool_down=recipe.cool_down,
         )
         for optimiser, peak in self._all:
-            for group in optimiser.param_groups:
-                group["lr"] = peak * part
-            optimiser.step()
+            optimiser.step(peak * part)
         if not self._sharded:
             self._workers.share(self._parameters, self._owners)
         return part
 
     def state(self) -> dict[str, Tensor]:
         """What this worker must keep to go on, by name."""
-        return {
-            f"{self._names[parameter]}/{key}": value
-            for parameter, state in self._states()
-            for key, value in state.items()
-        }
+        return {n: t for optimiser, _ in self._all for n, t in optimiser.state().items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave, of any number of workers together."""
         for optimiser, _ in self._all:
-            for group in optimiser.param_groups:
-                for parameter in group["params"]:
-                    stem = self._names[parameter] + "/"
-                    optimiser.state[parameter] = {
-                        name.removeprefix(stem): tensor.to(parameter.device, copy=True)
-                        for name, tensor in tensors.items()
-                        if name.startswith(stem)
-                    }
-
-    def _states(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
-        for optimiser, _ in self._all:
-            yield from optimiser.state.items()
+            optimiser.load(tensors)

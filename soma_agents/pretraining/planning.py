@@ -20,8 +20,8 @@ from arbiters.errors import InvalidError
 from soma_agents.language.architecture import TransformerConfig
 from soma_agents.pretraining.kernels import KEPT, QUERIES
 from soma_agents.pretraining.learner import Learner
-from soma_agents.pretraining.muon import among_squares
-from soma_agents.pretraining.optimiser import NEWTON_SCHULZ, Optimisers
+from soma_agents.pretraining.muon import ITERATIONS, among_squares
+from soma_agents.pretraining.optimiser import Optimisers
 from soma_agents.pretraining.recipe import Recipe, active_parameters, matrices_of, parameters
 from soma_agents.training.group import Alone
 
@@ -224,8 +224,8 @@ def _orthogonal(rows: int, columns: int, precision: str) -> float:
     """FLOP of Muon's Newton-Schulz iterations of one matrix."""
     small, large = sorted((rows, columns))
     if among_squares((rows, columns), getattr(torch, precision)):
-        return 4 * small * small * large + (8 * NEWTON_SCHULZ - 6) * small**3
-    return NEWTON_SCHULZ * (4 * small * small * large + 2 * small**3)
+        return 4 * small * small * large + (8 * ITERATIONS - 6) * small**3
+    return ITERATIONS * (4 * small * small * large + 2 * small**3)
 
 
 @cache

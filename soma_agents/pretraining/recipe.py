@@ -296,6 +296,11 @@ def with_experts(recipe: Recipe, count: int) -> Recipe:
     return replace(recipe, name=f"{recipe.name}-experts-{count}", model=model)
 
 
+def with_vocabulary(recipe: Recipe, size: int) -> Recipe:
+    """The same for another vocabulary; how much is learnt, and how, stays as it was."""
+    return replace(recipe, model=replace(recipe.model, vocab_size=size))
+
+
 def with_context(recipe: Recipe, tokens: int) -> Recipe:
     """The same for a context of `tokens`, learnt in rows as long, one at a time.
 

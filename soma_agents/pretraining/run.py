@@ -191,8 +191,8 @@ def vocabulary_of(sources: Sources, recipe: Recipe, directory: Path) -> Vocabula
         vocabulary = Vocabulary.learn(_texts(sources.corpus), recipe.model.vocab_size)
     if vocabulary.size != recipe.model.vocab_size:
         raise InvalidError(
-            f"the vocabulary has {vocabulary.size} tokens, the model {recipe.model.vocab_size}; "
-            "use a vocabulary of that size, or --vocab"
+            f"vocabulary {str(sources.base or sources.tokenizer or kept)!r} has {vocabulary.size} "
+            f"tokens, the model {recipe.model.vocab_size}: begin in a folder of its own (--out)"
         )
     write_atomic(kept, vocabulary.source.encode())
     return vocabulary

@@ -5,14 +5,14 @@ them behind it and adds up gradients to the worker whose rows they are of. What 
 steps, here, is plain tensors: the rows that a worker holds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from soma_agents.pretraining.muon import moved, orthogonal, reach
+from soma_agents.pretraining.muon import Momentum, orthogonal
 from soma_agents.training.group import Workers
 
 
@@ -79,7 +79,7 @@ def put(parameter: Tensor, value: Tensor) -> None:
     held(parameter).copy_(value)
 
 
-class ShardedMuon(torch.optim.Optimizer):
+class ShardedMuon(Momentum):
     """Muon for matrices of which each worker holds rows.
 
     Momentum stays where the rows are. A step wants a matrix whole: each worker is sent one at a
@@ -88,52 +88,43 @@ class ShardedMuon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parts: Iterable[tuple[Tensor, int]],
+        parts: Mapping[str, Tensor],
+        lengths: Mapping[str, int],
         workers: Workers,
         *,
-        lr: float,
         momentum: float,
-        ns_steps: int,
-        weight_decay: float,
+        decay: float,
         dtype: torch.dtype,
     ) -> None:
-        """`parts` are what this worker holds of each matrix, with the rows that the whole has."""
-        super().__init__(
-            [{"params": [part], "rows": count} for part, count in parts],
-            {"lr": lr, "momentum": momentum, "ns_steps": ns_steps, "weight_decay": weight_decay},
-        )
+        """`parts` are what this worker holds of each matrix, `lengths` the rows of the whole."""
+        super().__init__(parts, momentum=momentum, decay=decay, dtype=dtype)
+        self._lengths = lengths
         self._workers = workers
-        self._dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, rate: float) -> None:
         """One step of every matrix, of as many at a time as there are workers."""
-        del closure
-        together = self._workers.count
-        for start in range(0, len(self.param_groups), together):
-            self._step(self.param_groups[start : start + together])
+        names, together = list(self._parts), self._workers.count
+        for start in range(0, len(names), together):
+            self._step_together(names[start : start + together], rate)
 
-    def _step(self, groups: list[dict[str, Any]]) -> None:
+    def _step_together(self, names: Sequence[str], rate: float) -> None:
         """One of the matrices for each worker, or none for the last ones."""
         rank, count = self._workers.rank, self._workers.count
-        parts = [group["params"][0] for group in groups]
-        momenta = [
-            moved(p, self.state[p], g["momentum"]) for p, g in zip(parts, groups, strict=True)
-        ]
-        there = [part.numel() for part in momenta] + [0] * (count - len(groups))
+        momenta = [self._moved(name) for name in names]
+        there = [part.numel() for part in momenta] + [0] * (count - len(names))
         here = [0] * count
-        if rank < len(groups):
-            width, length = momenta[rank].shape[1], groups[rank]["rows"]
+        if rank < len(names):
+            width, length = momenta[rank].shape[1], self._lengths[names[rank]]
             shares = [rows(length, worker, count) for worker in range(count)]
             here = [(share.stop - share.start) * width for share in shares]
         matrix = _exchanged(torch.cat([part.flatten() for part in momenta]), there, here)
-        if rank < len(groups):
+        if rank < len(names):
             complete = matrix.view(-1, momenta[rank].shape[1])
-            step = orthogonal(complete, self._dtype, groups[rank]["ns_steps"])
-            matrix = step.float() * (-groups[rank]["lr"] * reach(complete))
+            matrix = orthogonal(complete, self._dtype).float()
         steps = _exchanged(matrix.flatten(), here, there).split(there)
-        for part, group, step in zip(parts, groups, steps, strict=False):
-            part.mul_(1 - group["lr"] * group["weight_decay"]).add_(step.view_as(part))
+        for name, step in zip(names, steps, strict=False):
+            self._step(name, self._lengths[name], step.view_as(self._parts[name]), rate)
 
 
 def _exchanged(sent: Tensor, there: list[int], here: list[int]) -> Tensor:

@@ -9,46 +9,53 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-BETAS = (0.9, 0.99)
-EPSILON = 1e-8
-
 
 class AdamW:
     """Steps of named parameters, without weight decay."""
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        betas: tuple[float, float] = (0.9, 0.99),
+        epsilon: float = 1e-8,
+    ) -> None:
         self._parameters = parameters
+        self._betas = betas
+        self._epsilon = epsilon
         self._means = {name: torch.zeros_like(p) for name, p in parameters.items()}
         self._squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        self._steps = [torch.tensor(0.0) for _ in parameters]
+        self._steps = {name: torch.zeros((), device=p.device) for name, p in parameters.items()}
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Move every parameter, each of which must have a gradient, against it by about `rate`."""
+        """Move every parameter that has a gradient against it by about `rate`."""
+        slopes = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         adamw(
-            list(self._parameters.values()),
-            [p.grad for p in self._parameters.values() if p.grad is not None],
-            list(self._means.values()),
-            list(self._squares.values()),
+            [self._parameters[name] for name in slopes],
+            list(slopes.values()),
+            [self._means[name] for name in slopes],
+            [self._squares[name] for name in slopes],
             [],
-            self._steps,
+            [self._steps[name] for name in slopes],
+            fused=True,
             amsgrad=False,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
+            beta1=self._betas[0],
+            beta2=self._betas[1],
             lr=rate,
             weight_decay=0.0,
-            eps=EPSILON,
+            eps=self._epsilon,
             maximize=False,
         )
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of each parameter: means and squares of its gradients."""
-        means = {f"mean/{name}": tensor for name, tensor in self._means.items()}
-        return means | {f"square/{name}": tensor for name, tensor in self._squares.items()}
+        """What a checkpoint keeps of each parameter, in the words of torch's class."""
+        kept = {"exp_avg": self._means, "exp_avg_sq": self._squares, "step": self._steps}
+        return {
+            f"{name}/{key}": tensor for key, own in kept.items() for name, tensor in own.items()
+        }
 
-    def load(self, tensors: Mapping[str, Tensor], *, steps: int) -> None:
-        """Go on from a state that was kept after so many steps."""
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave, other tensors beside it or not."""
         for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
-        for step in self._steps:
-            step.fill_(steps)

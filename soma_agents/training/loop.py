@@ -47,6 +47,8 @@ Stopped = Literal["finished", "early", "deadline", "stop file"]
 VALIDATIONS = 4
 """How often a whole run looks at its validation split."""
 VALIDATION_TOKENS = 2048
+LAYOUT = 2
+"""Of a checkpoint's tensors; those of another one are not gone on from."""
 """Tokens of the validation split that are looked at: validation costs time, too."""
 
 
@@ -156,7 +158,7 @@ class _Run:
 
     def _fingerprint(self, corpus: Corpus) -> str:
         """What a checkpoint must have been made from to be of use here."""
-        facts = [self._model.id, self._settings.model_dump(), asdict(corpus)]
+        facts = [LAYOUT, self._model.id, self._settings.model_dump(), asdict(corpus)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     # --- setup -----------------------------------------------------------------------------
@@ -182,7 +184,7 @@ class _Run:
             with torch.no_grad():
                 parameter.copy_(tensors[f"adapter/{name}"])
             self._best[name] = tensors[f"best/{name}"]
-        self._optimizer.load(tensors, steps=self._state.step)
+        self._optimizer.load(tensors)
         self._adaptation.refresh()
 
     # --- running ---------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from soma_agents.training.group import GroupWorkers
 from soma_agents.training.loop import DivergedError
 
 TRAITS = plain_traits([2] * 300)
-MUON = {"lr": 0.02, "momentum": 0.95, "ns_steps": 5, "weight_decay": 0.1}
+RATE = 0.02
 
 
 class Worker:
@@ -126,16 +126,21 @@ class Worker:
         shapes = [(7, 5), (4, 6), (1, 3)]
         wholes = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
         parts = [torch.nn.Parameter(w.detach()[self._mine(w)].clone()) for w in wholes]
-        own = torch.optim.Muon(wholes, **MUON)
-        counts = [len(whole) for whole in wholes]
-        short = {"dtype": torch.bfloat16}
-        shared = ShardedMuon(zip(parts, counts, strict=True), self.workers, **MUON, **short)
+        own = torch.optim.Muon(wholes, lr=RATE, momentum=0.95, ns_steps=5, weight_decay=0.1)
+        shared = ShardedMuon(
+            {str(size): part for size, part in zip(shapes, parts, strict=True)},
+            {str(size): size[0] for size in shapes},
+            self.workers,
+            momentum=0.95,
+            decay=0.1,
+            dtype=torch.bfloat16,
+        )
         for _ in range(3):
             for whole, part in zip(wholes, parts, strict=True):
                 whole.grad = torch.randn(whole.shape, generator=generator)
                 part.grad = whole.grad[self._mine(whole)].clone()
             own.step()
-            shared.step()
+            shared.step(RATE)
         self.facts["muon"] = [
             (part - whole[self._mine(whole)]).abs().sum().item()
             for part, whole in zip(parts, wholes, strict=True)

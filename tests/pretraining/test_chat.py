@@ -193,8 +193,9 @@ def test_another_base_in_the_same_folder_begins_anew(tmp_path, base, dialogues):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--preset", "v1"), "brings its own sizes"),
-        (("--depth", "2"), "brings its own sizes"),
+        (("--preset", "v1"), "brings its own vocabulary and sizes"),
+        (("--depth", "2"), "brings its own vocabulary and sizes"),
+        (("--tokenizer", "tokenizer.json"), "brings its own vocabulary and sizes"),
     ],
 )
 def test_a_base_has_its_sizes_already(tmp_path, base, dialogues, options, said):

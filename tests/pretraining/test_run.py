@@ -17,6 +17,7 @@ from soma_agents.pretraining.packed import Packed
 from soma_agents.pretraining.recipe import Recipe
 from soma_agents.pretraining.run import METRICS, Hooks, Sources, pretrain
 from soma_agents.pretraining.structure import plain_traits
+from soma_agents.training.adamw import AdamW
 from soma_agents.training.loop import DivergedError
 
 
@@ -129,7 +130,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(packed, tmp_path, make_reci
 def test_a_step_that_was_cut_in_half_is_not_kept(packed, tmp_path, make_recipe, monkeypatch):
     recipe = make_recipe()
     whole = fit(recipe, packed, TRAITS, directory=tmp_path / "whole")
-    real = torch.optim.AdamW.step
+    real = AdamW.step
     taken = []
 
     def interrupt(self, *arguments):
@@ -139,7 +140,7 @@ def test_a_step_that_was_cut_in_half_is_not_kept(packed, tmp_path, make_recipe, 
         return real(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", interrupt)
+        patch.setattr(AdamW, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit(recipe, packed, TRAITS, directory=tmp_path / "parts")
     parts = fit(recipe, packed, TRAITS, directory=tmp_path / "parts")
