@@ -45,7 +45,7 @@ class Vocabulary:
     """Text → token ids, for packing a corpus.
 
     Raises:
-        CorruptError: `source` is no tokenizer.json, or lacks the marks.
+        CorruptError: `source` is no tokenizer.json, or lacks the marks (`load` adds them).
         InvalidError: it is of another kind than byte-level BPE.
     """
 
@@ -53,7 +53,10 @@ class Vocabulary:
         self.source = source
         self._bpe = Bpe(source)
         if missing := [mark for mark in SPECIAL if mark not in self._bpe.special]:
-            raise CorruptError(f"the vocabulary has no {missing[0]!r}; use one that SOMA learnt")
+            raise CorruptError(
+                f"the vocabulary has no {missing[0]!r}; only a model that `soma pretrain` made "
+                "can be gone on with"
+            )
         self.size = self._bpe.vocab_size
         self.end, self.turn_end = self._bpe.special[END], self._bpe.special[TURN_END]
 
@@ -68,13 +71,13 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
-        """Read a tokenizer.json.
+        """Read a tokenizer.json; marks that it lacks get the ids behind its last one.
 
         Raises:
             NotFoundError: it is not there.
             CorruptError, InvalidError: as the class says.
         """
-        return cls(Bpe.load(path).source)
+        return cls(_with_marks(Bpe.load(path)))
 
     def encode(self, text: str) -> Ids:
         """(N,) token ids; marks of a conversation that it spells out are text like any other."""
@@ -132,6 +135,16 @@ class Vocabulary:
         return ChatTokenizer.from_json(
             self.source, template=TEMPLATE, eos_ids=self.ends, most_tokens=self.size
         )
+
+
+def _with_marks(bpe: Bpe) -> str:
+    if all(mark in bpe.special for mark in SPECIAL):
+        return bpe.source
+    from tokenizers import Tokenizer
+
+    marked = Tokenizer.from_str(bpe.source)
+    marked.add_special_tokens([*SPECIAL])
+    return marked.to_str()
 
 
 def _sample(texts: Iterable[str]) -> Iterator[str]:

@@ -7,7 +7,6 @@ from arbiters.errors import InvalidError, NotFoundError
 from soma_agents.cli.main import app
 from soma_agents.cli.pretraining import curve
 from soma_agents.pretraining import planning
-from soma_agents.pretraining.vocabulary import Vocabulary
 
 SHORT = ("--tokens", 1024, "--batch-tokens", 512, "--row", 64)
 
@@ -38,14 +37,15 @@ def test_a_corpus_becomes_a_model_that_writes(tmp_path, corpus):
     assert 0 < json.loads(written.stdout)["tokens"] <= 5  # it may say that it has ended
 
 
-def test_a_model_has_the_size_of_the_vocabulary_that_is_named(tmp_path, corpus, prose):
+def test_a_model_has_the_size_of_the_vocabulary_that_is_named(tmp_path, corpus):
     own = tmp_path / "tokenizer.json"
-    own.write_text(Vocabulary.learn(prose, 320).source)
+    soma("tokenize", corpus, "--method", "bpe", "--vocab-size", 320, "--save", own)
 
     made = soma("pretrain", corpus, "--out", tmp_path / "run", "--json", "--tokenizer", own, *SHORT)
 
-    assert json.loads(made.stdout)["parameters"] == 663_552 - (576 - 320) * 128
-    with pytest.raises(InvalidError, match="320 tokens, the model 576: begin in a folder of its"):
+    marked = 320 + 3  # the ends of documents and turns
+    assert json.loads(made.stdout)["parameters"] == 663_552 - (576 - marked) * 128
+    with pytest.raises(InvalidError, match="323 tokens, the model 576: begin in a folder of its"):
         soma("pretrain", corpus, "--out", tmp_path / "run", *SHORT)
 
 
