@@ -192,7 +192,8 @@ def vocabulary_of(sources: Sources, recipe: Recipe, directory: Path) -> Vocabula
     if vocabulary.size != recipe.model.vocab_size:
         raise InvalidError(
             f"vocabulary {str(sources.base or sources.tokenizer or kept)!r} has {vocabulary.size} "
-            f"tokens, the model {recipe.model.vocab_size}: begin in a folder of its own (--out)"
+            f"tokens, the model {recipe.model.vocab_size}; say what the run began with, or begin "
+            "another one in a folder of its own (--out)"
         )
     write_atomic(kept, vocabulary.source.encode())
     return vocabulary

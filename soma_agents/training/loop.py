@@ -47,9 +47,9 @@ Stopped = Literal["finished", "early", "deadline", "stop file"]
 VALIDATIONS = 4
 """How often a whole run looks at its validation split."""
 VALIDATION_TOKENS = 2048
+"""Tokens of the validation split that are looked at: validation costs time, too."""
 LAYOUT = 2
 """Of a checkpoint's tensors; those of another one are not gone on from."""
-"""Tokens of the validation split that are looked at: validation costs time, too."""
 
 
 class DivergedError(SomaError):

@@ -45,7 +45,7 @@ def test_a_model_has_the_size_of_the_vocabulary_that_is_named(tmp_path, corpus):
 
     marked = 320 + 3  # the ends of documents and turns
     assert json.loads(made.stdout)["parameters"] == 663_552 - (576 - marked) * 128
-    with pytest.raises(InvalidError, match="323 tokens, the model 576: begin in a folder of its"):
+    with pytest.raises(InvalidError, match="323 tokens, the model 576; say what the run began"):
         soma("pretrain", corpus, "--out", tmp_path / "run", *SHORT)
 
 
